@@ -1,0 +1,70 @@
+# Thin on purpose: every target is a few commands that can be typed by hand.
+CARGO_FLAGS ?= -j2
+BENCH_FLAGS ?=
+# "processes" runs anywhere as root; "kind" where kind is installed.
+CLUSTER ?= processes
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: help bench smoke build test lint deps ebpf ebpf-check ebpf-deps clean \
+	cluster cluster-down cluster-check cluster-deps
+
+help:               ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+bench: deps build   ## the quick comparison on this machine; prints the verdict and the report's path
+	$(SUDO) target/release/duet-bench run --profile quick $(BENCH_FLAGS)
+
+smoke: deps build   ## two minutes, one block: does everything work? makes no claims
+	$(SUDO) target/release/duet-bench run --profile smoke $(BENCH_FLAGS)
+
+build:              ## everything, optimised, in one go, so that all modes carry the same core
+	cargo build --release --workspace --locked $(CARGO_FLAGS)
+
+test: deps          ## every test; those that need root say so when they are skipped
+	cargo test --workspace --locked $(CARGO_FLAGS) --no-fail-fast
+
+lint:               ## formatting, clippy, licences, documentation
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked $(CARGO_FLAGS) -- -D warnings
+	cargo deny --locked check licenses bans sources
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked $(CARGO_FLAGS)
+
+# What the bench and the tests need of Debian, beside the Rust toolchain.
+deps:               ## installs the Debian packages that are missing
+	@missing=$$(for command in nft:nftables ip:iproute2 cc:build-essential cmake:cmake setpriv:util-linux; do \
+	  PATH=$$PATH:/usr/sbin:/sbin command -v $${command%%:*} >/dev/null || echo $${command##*:}; done); \
+	[ -z "$$missing" ] || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends $$missing; }
+
+ebpf: ebpf-deps     ## rebuilds the checked-in kernel object from its source
+	ebpf/build.sh
+
+ebpf-check: ebpf-deps ## proves that the checked-in object is what the source gives
+	ebpf/build.sh --check
+
+ebpf-deps:
+	@[ -x /usr/bin/rustc ] && [ -d /usr/lib/rustlib/bpfel-unknown-none ] && command -v llvm-strip >/dev/null || { \
+	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends rustc-web libstd-rust-web-dev-bpf llvm; }
+	@command -v bpf-linker >/dev/null || cargo install bpf-linker --version 0.10.3 --locked $(CARGO_FLAGS)
+
+clean:              ## removes what an interrupted bench left behind
+	$(SUDO) target/release/duet-bench clean
+
+# Kubernetes, for tests and benchmarks: deploy/cluster/README.md.
+ifeq ($(CLUSTER),kind)
+cluster:
+	deploy/kind/up
+cluster-down:
+	deploy/kind/down
+else
+cluster: cluster-deps ## a Kubernetes of two nodes; with CLUSTER=kind, by kind
+	deploy/cluster/build
+	$(SUDO) deploy/cluster/up
+cluster-down:       ## removes it, also after a kill -9
+	$(SUDO) deploy/cluster/down
+cluster-check:      ## does the cluster do what is taken for granted of it?
+	$(SUDO) deploy/cluster/check
+endif
+
+cluster-deps: deps
+	@command -v cc >/dev/null && pkg-config --exists libseccomp 2>/dev/null || { \
+	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends build-essential pkg-config libseccomp-dev; }

@@ -1,0 +1,246 @@
+//! The agent's local API: one JSON object a line, over a Unix socket that only
+//! root may use.
+//!
+//! ```text
+//! → {"verb":"enrol","workload":"default/web-0","netns":"/run/netns/web-0"}
+//! ← {"ok":true}
+//! → {"verb":"list"}
+//! ← {"ok":true,"workloads":[{"workload":"default/web-0","netns":"/run/netns/web-0","missing":null}]}
+//! → {"verb":"remove","workload":"default/web-1"}
+//! ← {"ok":false,"error":"default/web-1 is not enrolled: duet-agent list says what is"}
+//! ```
+
+use crate::enrolment::{Enrolment, Listed};
+use duet_core::WorkloadName;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, Permissions};
+use std::io::{self, BufRead, BufReader as StdBufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+
+/// A request is a name and a path.
+const LONGEST_REQUEST: u64 = 8 * 1024;
+
+/// Longer than any verb takes: removal ends connections, it does not drain them.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Request {
+    Enrol { workload: String, netns: PathBuf },
+    Remove { workload: String },
+    List,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Response {
+    pub ok: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workloads: Option<Vec<Listed>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    #[error("cannot make the socket {}: {error}", path.display())]
+    Bind { path: PathBuf, error: io::Error },
+    #[error("no agent listens on {}: {error}; start one with duet-agent run, or give its --socket", path.display())]
+    Connect { path: PathBuf, error: io::Error },
+    #[error("the agent at {} went away: {error}", path.display())]
+    Lost { path: PathBuf, error: io::Error },
+    #[error("the agent at {} speaks another language: {error}", path.display())]
+    Unintelligible {
+        path: PathBuf,
+        error: serde_json::Error,
+    },
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// The server's end. The file goes when this does.
+pub struct Api {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Api {
+    /// A file that is there already is an earlier agent's: two live ones are
+    /// kept apart by their bpffs directory.
+    pub fn bind(path: &Path) -> Result<Self, ApiError> {
+        let bind = || {
+            if let Some(directory) = path.parent() {
+                fs::create_dir_all(directory)?;
+            }
+            remove_stale(path)?;
+            let listener = UnixListener::bind(path)?;
+            fs::set_permissions(path, Permissions::from_mode(0o600))?;
+            Ok(listener)
+        };
+        let listener = bind().map_err(|error| ApiError::Bind {
+            path: path.to_owned(),
+            error,
+        })?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
+    }
+
+    pub async fn serve(self, enrolment: Arc<Enrolment>) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let enrolment = enrolment.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = converse(stream, &enrolment).await {
+                            tracing::debug!(%error, "local API");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "local API");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Removes a socket that nobody listens on. True if there was one.
+pub fn remove_stale(path: &Path) -> io::Result<bool> {
+    match StdUnixStream::connect(path) {
+        Ok(_) => Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another process listens on it",
+        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path)?;
+            Ok(true)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn converse(stream: UnixStream, enrolment: &Enrolment) -> io::Result<()> {
+    // The file's mode says the same; but it is set after the file is made.
+    let uid = stream.peer_cred()?.uid();
+    let own = nix::unistd::geteuid().as_raw();
+    let (read, mut write) = stream.into_split();
+    let mut lines = BufReader::new(read);
+    loop {
+        let mut line = String::new();
+        let read = (&mut lines)
+            .take(LONGEST_REQUEST)
+            .read_line(&mut line)
+            .await?;
+        if read == 0 {
+            return Ok(());
+        }
+        let whole = line.ends_with('\n') || (read as u64) < LONGEST_REQUEST;
+        let answer = if uid != 0 && uid != own {
+            refused(format!("uid {uid} may not ask this agent for anything"))
+        } else if !whole {
+            refused(format!("a request is at most {LONGEST_REQUEST} bytes long"))
+        } else {
+            answer(&line, enrolment).await
+        };
+        let mut text = serde_json::to_vec(&answer).map_err(io::Error::other)?;
+        text.push(b'\n');
+        write.write_all(&text).await?;
+        if !whole {
+            return Ok(());
+        }
+    }
+}
+
+async fn answer(line: &str, enrolment: &Enrolment) -> Response {
+    let request = match serde_json::from_str(line) {
+        Ok(request) => request,
+        Err(error) => return refused(format!("not a request: {error}")),
+    };
+    let name = |text: String| text.parse::<WorkloadName>().map_err(|e| e.to_string());
+    let outcome = match request {
+        Request::Enrol { workload, netns } => match name(workload) {
+            Ok(name) => enrolment
+                .enrol(name, &netns)
+                .await
+                .map_err(|error| error.to_string()),
+            Err(error) => Err(error),
+        },
+        Request::Remove { workload } => match name(workload) {
+            Ok(name) => enrolment
+                .remove(&name)
+                .await
+                .map_err(|error| error.to_string()),
+            Err(error) => Err(error),
+        },
+        Request::List => {
+            return Response {
+                ok: true,
+                error: None,
+                workloads: Some(enrolment.list().await),
+            };
+        }
+    };
+    match outcome {
+        Ok(()) => Response {
+            ok: true,
+            ..Response::default()
+        },
+        Err(error) => refused(error),
+    }
+}
+
+fn refused(error: String) -> Response {
+    Response {
+        ok: false,
+        error: Some(error),
+        workloads: None,
+    }
+}
+
+/// The client's end: one request, one response.
+pub fn ask(socket: &Path, request: &Request) -> Result<Response, ApiError> {
+    let path = || socket.to_owned();
+    let stream = StdUnixStream::connect(socket).map_err(|error| ApiError::Connect {
+        path: path(),
+        error,
+    })?;
+    let exchange = || {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut text = serde_json::to_vec(request)?;
+        text.push(b'\n');
+        (&stream).write_all(&text)?;
+        let mut line = String::new();
+        if StdBufReader::new(&stream).read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(line)
+    };
+    let line = exchange().map_err(|error| ApiError::Lost {
+        path: path(),
+        error,
+    })?;
+    let response: Response =
+        serde_json::from_str(&line).map_err(|error| ApiError::Unintelligible {
+            path: path(),
+            error,
+        })?;
+    match response.error {
+        Some(error) => Err(ApiError::Refused(error)),
+        None => Ok(response),
+    }
+}

@@ -1,0 +1,98 @@
+//! What the agent needs of a machine, tried one by one.
+
+use crate::bpffs;
+use crate::cgroup::Cgroup;
+use crate::interception;
+use crate::netns;
+use duet_ebpf::names;
+use std::path::Path;
+
+/// One thing that was tried.
+#[derive(Debug)]
+pub struct Finding {
+    pub what: String,
+    /// What is wrong, and what to do about it.
+    pub missing: Option<String>,
+}
+
+pub fn examine(bpffs: &Path, cgroup: Option<&Path>) -> Vec<Finding> {
+    let mut findings = vec![
+        finding("root", root()),
+        finding(
+            "network namespace cookies (SO_NETNS_COOKIE, Linux 5.14)",
+            netns::current_cookie()
+                .map(drop)
+                .map_err(|error| format!("{error}: a newer kernel is needed")),
+        ),
+        finding(
+            "cgroup v2",
+            Cgroup::open(cgroup)
+                .map(drop)
+                .map_err(|error| error.to_string()),
+        ),
+        finding("BPF file system", file_system(bpffs)),
+    ];
+    for (program, outcome) in interception::rehearse() {
+        findings.push(finding(
+            &format!("eBPF program {program} ({})", needs(program)),
+            outcome.map_err(|error| one_line(&error)),
+        ));
+    }
+    findings
+}
+
+fn finding(what: &str, outcome: Result<(), String>) -> Finding {
+    Finding {
+        what: what.to_owned(),
+        missing: outcome.err(),
+    }
+}
+
+fn root() -> Result<(), String> {
+    match nix::unistd::geteuid().as_raw() {
+        0 => Ok(()),
+        uid => Err(format!("runs as uid {uid}: run it as root")),
+    }
+}
+
+fn file_system(bpffs: &Path) -> Result<(), String> {
+    let known = std::fs::read_to_string("/proc/filesystems")
+        .map_err(|error| format!("cannot read /proc/filesystems: {error}"))?;
+    if bpffs::is_bpffs(bpffs) || known.lines().any(|line| line.ends_with("\tbpf")) {
+        Ok(())
+    } else {
+        Err("the kernel has none: CONFIG_BPF_SYSCALL is needed".to_owned())
+    }
+}
+
+/// What a program wants of the kernel, beyond eBPF itself.
+fn needs(program: &str) -> &'static str {
+    match program {
+        names::CONNECT4 | names::CONNECT6 => {
+            "CONFIG_CGROUP_BPF; socket storage and netns cookies in connect hooks, Linux 5.8"
+        }
+        names::GETPEERNAME4 | names::GETPEERNAME6 => "CONFIG_CGROUP_BPF, Linux 5.8",
+        names::SOCKOPS => "CONFIG_CGROUP_BPF; socket storage in sockops, Linux 5.8",
+        names::SK_LOOKUP => "CONFIG_BPF_STREAM_PARSER for SOCKHASH, Linux 5.9",
+        _ => "Linux 5.9",
+    }
+}
+
+/// The verifier's log is long; the reason is in the first line.
+fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error
+        .to_string()
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!(
+            "{text}: {}",
+            cause.to_string().lines().next().unwrap_or_default()
+        );
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,362 @@
+//! The programs on the cgroup: loaded, attached, taken over, watched.
+//!
+//! Links are pinned, so the programs stay when the agent goes, by whatever death:
+//! connections of enrolled namespaces are then refused. The next agent puts its own
+//! programs into the same links, each in one step, and finds the same maps.
+
+use crate::bpffs::{BpffsError, Layout};
+use crate::cgroup::{Cgroup, CgroupError};
+use crate::maps::{self, Maps, MapsError};
+use crate::netns::Netns;
+use crate::sys::{self, AttachPoint, LinkTarget};
+use aya::programs::links::FdLink;
+use aya::programs::{CgroupAttachMode, Program, ProgramError, SkLookup};
+use aya::{Ebpf, EbpfLoader};
+use duet_ebpf::names;
+use parking_lot::Mutex;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+/// What `ebpf/` gives; see its build.sh.
+pub static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/duet.bpf.o"));
+
+/// The programs that are attached to the cgroup.
+pub const ON_CGROUP: [(&str, AttachPoint); 5] = [
+    (names::SOCKOPS, AttachPoint::SockOps),
+    (names::GETPEERNAME4, AttachPoint::GetPeerName4),
+    (names::GETPEERNAME6, AttachPoint::GetPeerName6),
+    (names::CONNECT4, AttachPoint::Connect4),
+    (names::CONNECT6, AttachPoint::Connect6),
+];
+
+#[derive(Debug, thiserror::Error)]
+pub enum InterceptionError {
+    #[error(transparent)]
+    Bpffs(#[from] BpffsError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+    #[error("cannot load the eBPF object: {0}; duet-agent doctor says what the kernel lacks")]
+    Object(#[from] aya::EbpfError),
+    #[error(
+        "cannot load eBPF program {program}: {error}; duet-agent doctor says what the kernel lacks"
+    )]
+    Load {
+        program: &'static str,
+        error: ProgramError,
+    },
+    #[error("cannot attach eBPF program {program} to {to}: {error}")]
+    Attach {
+        program: &'static str,
+        to: String,
+        error: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The node's part of the redirection.
+pub struct Interception {
+    layout: Layout,
+    loader: Mutex<EbpfLoader<'static>>,
+    cgroup: Cgroup,
+    maps: Maps,
+    /// As attached, by `ON_CGROUP`'s order.
+    programs: [u32; ON_CGROUP.len()],
+}
+
+impl Interception {
+    /// Attaches the programs to `cgroup` (default: all processes), or takes over
+    /// what an earlier agent left in `bpffs`.
+    pub fn start(bpffs: &Path, cgroup: Option<&Path>) -> Result<Self, InterceptionError> {
+        let cgroup = Cgroup::open(cgroup)?;
+        let layout = Layout::open(bpffs)?;
+        let mut loader = loader(&layout);
+        let mut object = load(&mut loader, 0)?;
+        Maps::check(&object)?;
+        let mut programs = [0; ON_CGROUP.len()];
+        for ((name, _), id) in ON_CGROUP.into_iter().zip(&mut programs) {
+            *id = attach_to_cgroup(&mut object, name, &layout, &cgroup)?;
+        }
+        let maps = Maps::take(&mut object)?;
+        Ok(Self {
+            layout,
+            loader: Mutex::new(loader),
+            cgroup,
+            maps,
+            programs,
+        })
+    }
+
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// Whether the kernel still runs these very programs for the cgroup's
+    /// processes. If not, says which is missing.
+    pub fn verify(&self) -> Result<(), String> {
+        for ((name, point), id) in ON_CGROUP.into_iter().zip(self.programs) {
+            effective(self.cgroup.as_fd(), point, id).map_err(|why| {
+                format!(
+                    "eBPF program {name} on {}: {why}",
+                    self.cgroup.path().display()
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Steers connections that arrive in `netns` to the agent's listeners.
+    pub fn steer(&self, netns: &Netns) -> Result<Steering, InterceptionError> {
+        let program = names::SK_LOOKUP;
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| InterceptionError::Attach {
+            program,
+            to: netns.path().display().to_string(),
+            error,
+        };
+        let mut object = load(&mut self.loader.lock(), netns.cookie())?;
+        let sk_lookup: &mut SkLookup = typed(&mut object, program)?;
+        sk_lookup
+            .load()
+            .map_err(|error| InterceptionError::Load { program, error })?;
+        let id = id(program, sk_lookup.info())?;
+        let pin = self.layout.pod(netns.cookie());
+        let same = |target| matches!(target, LinkTarget::Netns(inode) if inode != 0);
+        let fd = sk_lookup.fd().map_err(|error| failed(error.into()))?;
+        if !replace(&pin, fd.as_fd(), same).map_err(|error| failed(error.into()))? {
+            let link = sk_lookup
+                .attach(netns)
+                .and_then(|link| sk_lookup.take_link(link))
+                .map_err(|error| failed(error.into()))?;
+            FdLink::from(link)
+                .pin(&pin)
+                .map_err(|error| failed(error.into()))?;
+        }
+        Ok(Steering { pin, program: id })
+    }
+
+    /// The namespaces that have a pinned link.
+    pub fn steered(&self) -> io::Result<Vec<duet_ebpf::NetnsCookie>> {
+        let entries = fs::read_dir(self.layout.pods())?.flatten();
+        let cookie = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+        Ok(entries.filter_map(cookie).collect())
+    }
+
+    /// Whether a namespace that cannot be found any more still exists.
+    pub fn is_alive(&self, netns: duet_ebpf::NetnsCookie) -> bool {
+        let target = sys::open_pinned(&self.layout.pod(netns))
+            .and_then(|link| sys::link_info(link.as_fd()))
+            .map(|info| info.target);
+        matches!(target, Ok(LinkTarget::Netns(inode)) if inode != 0)
+    }
+
+    /// Ends the steering of a namespace.
+    pub fn release(&self, netns: duet_ebpf::NetnsCookie) -> io::Result<()> {
+        unpin(&self.layout.pod(netns))
+    }
+}
+
+/// One namespace's sk_lookup program.
+#[derive(Debug)]
+pub struct Steering {
+    pin: PathBuf,
+    program: u32,
+}
+
+impl Steering {
+    pub fn verify(&self, netns: &Netns) -> Result<(), String> {
+        effective(netns.as_fd(), AttachPoint::SkLookup, self.program).map_err(|why| {
+            let path = netns.path().display();
+            format!("eBPF program {} in {path}: {why}", names::SK_LOOKUP)
+        })
+    }
+
+    pub fn end(&self) -> io::Result<()> {
+        unpin(&self.pin)
+    }
+}
+
+fn effective(target: BorrowedFd<'_>, point: AttachPoint, id: u32) -> Result<(), String> {
+    match sys::effective_programs(target, point) {
+        Ok(ids) if ids.contains(&id) => Ok(()),
+        Ok(_) => Err("no longer attached".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Detaches what is pinned at `pin`, if anything is.
+pub fn unpin(pin: &Path) -> io::Result<()> {
+    match sys::open_pinned(pin) {
+        // What it was attached to may be gone.
+        Ok(link) => drop(sys::detach(link.as_fd())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    fs::remove_file(pin)
+}
+
+/// One loader serves all loads: whenever one is made, aya parses the kernel's own
+/// type information, which takes 20 ms and 50 MB, and which these programs, that
+/// touch no kernel structure, do not need.
+fn loader(layout: &Layout) -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    for (name, _, _) in maps::SIZES {
+        loader.map_pin_path(name, layout.map(name));
+    }
+    loader
+}
+
+/// Loads the object with its maps from the loader's layout, pinning those that are
+/// not.
+fn load(
+    loader: &mut EbpfLoader<'static>,
+    netns: duet_ebpf::NetnsCookie,
+) -> Result<Ebpf, InterceptionError> {
+    // The loader borrows it for as long as it lives: eight bytes for each pod.
+    let netns: &'static _ = Box::leak(Box::new(netns));
+    loader.override_global(names::NETNS, netns, true);
+    Ok(loader.load(OBJECT)?)
+}
+
+/// Puts `program` into the link at `pin`, if that is one `same` as wanted. What is
+/// there otherwise is removed.
+fn replace(
+    pin: &Path,
+    program: BorrowedFd<'_>,
+    same: impl FnOnce(LinkTarget) -> bool,
+) -> io::Result<bool> {
+    let link = match sys::open_pinned(pin) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let info = sys::link_info(link.as_fd())?;
+    if same(info.target) {
+        sys::replace_program(link.as_fd(), program)?;
+        return Ok(true);
+    }
+    tracing::info!(pin = %pin.display(), found = ?info.target, "removing a link to something else");
+    unpin(pin)?;
+    Ok(false)
+}
+
+fn attach_to_cgroup(
+    object: &mut Ebpf,
+    name: &'static str,
+    layout: &Layout,
+    cgroup: &Cgroup,
+) -> Result<u32, InterceptionError> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| InterceptionError::Attach {
+        program: name,
+        to: cgroup.path().display().to_string(),
+        error,
+    };
+    let loading = |error| InterceptionError::Load {
+        program: name,
+        error,
+    };
+    let pin = layout.link(name);
+    let same = |target| target == LinkTarget::Cgroup(cgroup.id());
+    // aya's link-based attachment allows others beside it in any case; asking for
+    // that explicitly is what the kernel refuses.
+    let mode = CgroupAttachMode::Single;
+    let program = object
+        .program_mut(name)
+        .ok_or_else(|| loading(ProgramError::NotLoaded))?;
+    let link: FdLink = match program {
+        Program::CgroupSockAddr(program) => {
+            program.load().map_err(loading)?;
+            let fd = program.fd().map_err(loading)?.as_fd();
+            if replace(&pin, fd, same).map_err(|error| failed(error.into()))? {
+                return id(name, program.info());
+            }
+            program
+                .attach(cgroup, mode)
+                .and_then(|link| program.take_link(link))
+                .map_err(|error| failed(error.into()))?
+                .try_into()
+                .map_err(|error: aya::programs::links::LinkError| failed(error.into()))?
+        }
+        Program::SockOps(program) => {
+            program.load().map_err(loading)?;
+            let fd = program.fd().map_err(loading)?.as_fd();
+            if replace(&pin, fd, same).map_err(|error| failed(error.into()))? {
+                return id(name, program.info());
+            }
+            program
+                .attach(cgroup, mode)
+                .and_then(|link| program.take_link(link))
+                .map_err(|error| failed(error.into()))?
+                .try_into()
+                .map_err(|error: aya::programs::links::LinkError| failed(error.into()))?
+        }
+        _ => return Err(loading(ProgramError::UnexpectedProgramType)),
+    };
+    link.pin(&pin).map_err(|error| failed(error.into()))?;
+    let program = object
+        .program(name)
+        .ok_or_else(|| loading(ProgramError::NotLoaded))?;
+    id(name, program.info())
+}
+
+fn id(
+    program: &'static str,
+    info: Result<aya::programs::ProgramInfo, ProgramError>,
+) -> Result<u32, InterceptionError> {
+    match info {
+        Ok(info) => Ok(info.id()),
+        Err(error) => Err(InterceptionError::Load { program, error }),
+    }
+}
+
+fn typed<'a, T>(object: &'a mut Ebpf, name: &'static str) -> Result<T, InterceptionError>
+where
+    T: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let loading = |error| InterceptionError::Load {
+        program: name,
+        error,
+    };
+    let program = object
+        .program_mut(name)
+        .ok_or_else(|| loading(ProgramError::NotLoaded))?;
+    program.try_into().map_err(loading)
+}
+
+/// Loads every program, the verifier's examination included, and attaches none.
+/// Says which could not be.
+pub fn rehearse() -> Vec<(&'static str, Result<(), ProgramError>)> {
+    let mut object = match EbpfLoader::new().load(OBJECT) {
+        Ok(object) => object,
+        Err(error) => {
+            return vec![(
+                "the object",
+                Err(ProgramError::IOError(io::Error::other(error))),
+            )];
+        }
+    };
+    let on_cgroup = ON_CGROUP.into_iter().map(|(name, _)| name);
+    on_cgroup
+        .chain([names::SK_LOOKUP])
+        .map(|name| {
+            let outcome = match object.program_mut(name) {
+                Some(Program::CgroupSockAddr(program)) => program.load(),
+                Some(Program::SockOps(program)) => program.load(),
+                Some(Program::SkLookup(program)) => program.load(),
+                _ => Err(ProgramError::UnexpectedProgramType),
+            };
+            (name, outcome)
+        })
+        .collect()
+}

@@ -1,0 +1,21 @@
+//! The placement with one proxy per node.
+//!
+//! Everything here is redirection: eBPF programs, pinned so that they outlive the
+//! agent, lead the connections of enrolled network namespaces to listeners inside
+//! those namespaces. What happens to a connection after that is `duet_core`.
+
+#![deny(unsafe_code)]
+
+pub mod api;
+pub mod bpffs;
+pub mod cgroup;
+pub mod cleanup;
+pub mod doctor;
+pub mod enrolment;
+pub mod interception;
+pub mod kernel;
+pub mod maps;
+pub mod netns;
+pub mod pod;
+#[expect(unsafe_code, reason = "bpf(2); each use says why it is sound")]
+pub mod sys;

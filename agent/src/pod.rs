@@ -1,0 +1,303 @@
+//! One enrolled network namespace, as far as the kernel is concerned.
+
+use crate::interception::{Interception, InterceptionError, Steering};
+use crate::kernel::PodKernel;
+use crate::maps::MapsError;
+use crate::netns::Netns;
+use duet_core::capture::{self, INBOUND_PORT, MESH_PORT, OUTBOUND_PORT};
+use duet_core::{Capture, WorkloadName};
+use duet_ebpf::{Enrolled, ListenerKey};
+use nix::sys::socket::{
+    AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket,
+};
+use std::collections::HashSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use tokio::net::{TcpListener, UnixDatagram};
+use tokio::task::JoinHandle;
+
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    #[error("cannot listen on {address} in {netns}: {error}{hint}")]
+    Listen {
+        address: SocketAddr,
+        netns: String,
+        error: io::Error,
+        hint: &'static str,
+    },
+    #[error("cannot read the addresses of {netns}: {error}")]
+    Addresses { netns: String, error: io::Error },
+    #[error("{what} is longer than {max} bytes: {value}")]
+    TooLong {
+        what: &'static str,
+        max: usize,
+        value: String,
+    },
+    #[error(transparent)]
+    Interception(#[from] InterceptionError),
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+}
+
+/// Redirection of one namespace's connections. Dropping it changes nothing in the
+/// kernel: that is what an agent's death looks like.
+pub struct Pod {
+    netns: Arc<Netns>,
+    interception: Arc<Interception>,
+    steering: Steering,
+    watcher: JoinHandle<()>,
+}
+
+impl Pod {
+    /// Redirects `netns`'s connections into the capture that is returned.
+    ///
+    /// Outbound comes last, so that a failure leaves nothing behind and no
+    /// connection is sent where nobody listens. Where an earlier agent had it
+    /// enrolled, the order makes no difference: all is redirected already.
+    pub fn enrol(
+        interception: &Arc<Interception>,
+        netns: Netns,
+        workload: &WorkloadName,
+    ) -> Result<(Self, Capture), PodError> {
+        let entry = entry(&netns, workload)?;
+        let netns = Arc::new(netns);
+        let maps = interception.maps();
+        let addresses = |error| PodError::Addresses {
+            netns: netns.path().display().to_string(),
+            error,
+        };
+        let was_enrolled = maps.is_enrolled(netns.cookie());
+        let capture = listen(&netns, interception)?;
+        let changes = address_changes(&netns).map_err(addresses)?;
+        let enrolled = (|| {
+            refresh_own(interception, &netns).map_err(addresses)?;
+            for (port, listeners) in [(INBOUND_PORT, &capture.inbound), (MESH_PORT, &capture.mesh)]
+            {
+                for listener in listeners {
+                    maps.listen(key(&netns, port, listener), listener)?;
+                }
+            }
+            let steering = interception.steer(&netns)?;
+            maps.enrol(netns.cookie(), entry)?;
+            Ok::<_, PodError>(steering)
+        })();
+        let steering = match enrolled {
+            Ok(steering) => steering,
+            Err(error) => {
+                // What an earlier agent had enrolled stays closed.
+                if !was_enrolled {
+                    forget(interception, netns.cookie());
+                }
+                return Err(error);
+            }
+        };
+        let watcher = tokio::spawn(watch_addresses(
+            changes,
+            interception.clone(),
+            netns.clone(),
+        ));
+        let pod = Self {
+            netns,
+            interception: interception.clone(),
+            steering,
+            watcher,
+        };
+        Ok((pod, capture))
+    }
+
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    pub fn verify(&self) -> Result<(), String> {
+        self.steering.verify(&self.netns)
+    }
+
+    /// Ends the redirection of new connections. Those that are there are the
+    /// proxy's to end.
+    pub fn remove(self) {
+        self.watcher.abort();
+        forget(&self.interception, self.netns.cookie());
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        self.watcher.abort();
+    }
+}
+
+/// Takes every trace of a namespace out of the kernel. Outbound first, so that it
+/// is not redirected to listeners that are about to close.
+pub fn forget(interception: &Interception, netns: duet_ebpf::NetnsCookie) {
+    let maps = interception.maps();
+    let mut outcomes = vec![
+        maps.expel(netns).map_err(|error| error.to_string()),
+        interception
+            .release(netns)
+            .map_err(|error| error.to_string()),
+    ];
+    for port in [INBOUND_PORT, MESH_PORT] {
+        for family in [4, 6] {
+            let key = ListenerKey {
+                netns,
+                port: port.into(),
+                family,
+            };
+            outcomes.push(maps.stop_listening(key).map_err(|error| error.to_string()));
+        }
+    }
+    for ip in maps.own(netns) {
+        outcomes.push(
+            maps.remove_own(netns, ip)
+                .map_err(|error| error.to_string()),
+        );
+    }
+    for error in outcomes.into_iter().filter_map(Result::err) {
+        tracing::error!(netns, error, "removing a namespace");
+    }
+}
+
+fn key(netns: &Netns, port: u16, listener: &TcpListener) -> ListenerKey {
+    let v4 = listener.local_addr().is_ok_and(|address| address.is_ipv4());
+    ListenerKey {
+        netns: netns.cookie(),
+        port: port.into(),
+        family: if v4 { 4 } else { 6 },
+    }
+}
+
+fn entry(netns: &Netns, workload: &WorkloadName) -> Result<Enrolled, PodError> {
+    let mut entry = Enrolled {
+        workload: [0; 320],
+        path: [0; 256],
+        device: netns.file_id().device,
+        inode: netns.file_id().inode,
+    };
+    let name = workload.to_string();
+    put(&mut entry.workload, name.as_bytes(), "the workload's name")?;
+    let path = netns.path().as_os_str().as_bytes();
+    put(&mut entry.path, path, "the namespace's path")?;
+    Ok(entry)
+}
+
+fn put(field: &mut [u8], text: &[u8], what: &'static str) -> Result<(), PodError> {
+    // One byte is for the NUL.
+    let max = field.len() - 1;
+    if text.len() > max {
+        return Err(PodError::TooLong {
+            what,
+            max,
+            value: String::from_utf8_lossy(text).into_owned(),
+        });
+    }
+    field[..text.len()].copy_from_slice(text);
+    Ok(())
+}
+
+/// Opens the listeners in the namespace. All are bound to loopback: sk_lookup
+/// hands over connections whatever the listener's own address is, and so nothing
+/// reaches a listener without having been steered to it.
+fn listen(netns: &Arc<Netns>, interception: &Arc<Interception>) -> Result<Capture, PodError> {
+    let on = |port| {
+        let mut listeners = vec![bound(netns, SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?];
+        match bound(netns, SocketAddr::from((Ipv6Addr::LOCALHOST, port))) {
+            Ok(listener) => listeners.push(listener),
+            // The namespace does without IPv6.
+            Err(PodError::Listen { error, .. })
+                if matches!(
+                    error.raw_os_error(),
+                    Some(nix::libc::EADDRNOTAVAIL | nix::libc::EAFNOSUPPORT)
+                ) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(listeners)
+    };
+    Ok(Capture {
+        outbound: on(OUTBOUND_PORT)?,
+        inbound: on(INBOUND_PORT)?,
+        mesh: on(MESH_PORT)?,
+        kernel: Arc::new(PodKernel {
+            netns: netns.clone(),
+            interception: interception.clone(),
+        }),
+    })
+}
+
+fn bound(netns: &Netns, address: SocketAddr) -> Result<TcpListener, PodError> {
+    let listener = netns
+        .within(|| capture::listen(address))
+        .flatten()
+        .and_then(TcpListener::from_std);
+    listener.map_err(|error| PodError::Listen {
+        hint: match error.kind() {
+            io::ErrorKind::AddrInUse => ": another process of the pod has the port",
+            io::ErrorKind::AddrNotAvailable => ": is the loopback interface up?",
+            _ => "",
+        },
+        address,
+        netns: netns.path().display().to_string(),
+        error,
+    })
+}
+
+/// A socket that can be read from when the namespace's addresses change. It is a
+/// netlink socket: as far as reading goes, they are like Unix datagram sockets.
+fn address_changes(netns: &Netns) -> io::Result<UnixDatagram> {
+    const RTMGRP_IPV4_IFADDR: u32 = 0x10;
+    const RTMGRP_IPV6_IFADDR: u32 = 0x100;
+    let open = || -> io::Result<OwnedFd> {
+        let socket = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkRoute,
+        )?;
+        let groups = NetlinkAddr::new(0, RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR);
+        bind(socket.as_raw_fd(), &groups)?;
+        Ok(socket)
+    };
+    UnixDatagram::from_std(netns.within(open)??.into())
+}
+
+/// Keeps `OWN` true for as long as the namespace is enrolled.
+async fn watch_addresses(
+    changes: UnixDatagram,
+    interception: Arc<Interception>,
+    netns: Arc<Netns>,
+) {
+    let path = netns.path().display();
+    let mut buffer = [0; 8192];
+    loop {
+        // What has changed does not matter: all are read again. Nor does having
+        // missed something.
+        match changes.recv(&mut buffer).await {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => {}
+            Err(error) => {
+                return tracing::error!(netns = %path, %error, "watching its addresses");
+            }
+        }
+        while changes.try_recv(&mut buffer).is_ok() {}
+        if let Err(error) = refresh_own(&interception, &netns) {
+            tracing::error!(netns = %path, %error, "reading its addresses");
+        }
+    }
+}
+
+fn refresh_own(interception: &Interception, netns: &Netns) -> io::Result<()> {
+    let wanted = netns.addresses()?;
+    let maps = interception.maps();
+    let known: HashSet<IpAddr> = maps.own(netns.cookie()).into_iter().collect();
+    for &ip in wanted.difference(&known) {
+        maps.add_own(netns.cookie(), ip).map_err(io::Error::other)?;
+    }
+    for &ip in known.difference(&wanted) {
+        maps.remove_own(netns.cookie(), ip)
+            .map_err(io::Error::other)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! The real binary: started, asked, killed, started again, cleaned up after.
+//!
+//! There is no control plane here: connections that the agent accepts wait. That
+//! is enough to tell them from refused ones, and nothing may leave either way.
+
+mod world;
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use world::{PATIENCE, TestPod, Wire, World, test};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_duet-agent");
+
+struct Agent(Child);
+
+impl Agent {
+    /// Starts it, and waits until it can be asked.
+    fn start(world: &World) -> Self {
+        let bundle = world.scratch().join("root.pem");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let root = rcgen::CertificateParams::new(vec!["duet-control".to_owned()])
+            .unwrap()
+            .self_signed(&key)
+            .unwrap();
+        fs::write(&bundle, root.pem()).unwrap();
+        let token = world.scratch().join("token");
+        fs::write(&token, "none").unwrap();
+        let log = fs::File::create(world.scratch().join("log")).unwrap();
+        let child = Command::new(BINARY)
+            .args(["run", "--node", "node-1", "--socket"])
+            .arg(world.scratch().join("agent.sock"))
+            .arg("--bpffs")
+            .arg(&world.bpffs)
+            .arg("--cgroup")
+            .arg(&world.cgroup)
+            // Nobody is there.
+            .args(["--control", "https://127.0.0.1:1", "--trust-bundle"])
+            .arg(&bundle)
+            .arg("--token-file")
+            .arg(&token)
+            .args(["--admin", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+            .args(["--health", "127.0.0.1:0", "--drain-timeout", "1s"])
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut agent = Self(child);
+        let start = Instant::now();
+        while !ask(world, "list", &[]).status.success() {
+            let log = || fs::read_to_string(world.scratch().join("log")).unwrap();
+            assert!(agent.0.try_wait().unwrap().is_none(), "{}", log());
+            assert!(start.elapsed() < PATIENCE, "{}", log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        agent
+    }
+
+    /// SIGKILL.
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn ask(world: &World, verb: &str, arguments: &[&str]) -> Output {
+    Command::new(BINARY)
+        .arg(verb)
+        .arg("--socket")
+        .arg(world.scratch().join("agent.sock"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// Standard output, of a verb that succeeds.
+fn told(world: &World, verb: &str, arguments: &[&str]) -> String {
+    let output = ask(world, verb, arguments);
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    assert!(output.status.success(), "{verb}: {}", text(output.stderr));
+    text(output.stdout)
+}
+
+/// Standard error, of a verb that does not.
+fn refused(world: &World, verb: &str, arguments: &[&str]) -> String {
+    let output = ask(world, verb, arguments);
+    assert_eq!(output.status.code(), Some(78));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(error.trim_end().lines().count(), 1, "{error}");
+    error
+}
+
+fn enrol(world: &World, name: &str, pod: &TestPod) {
+    let path = pod.path.to_str().unwrap();
+    told(world, "enrol", &["--workload", name, "--netns", path]);
+}
+
+fn connect(pod: &TestPod, to: &str) -> std::io::Result<TcpStream> {
+    let to: SocketAddr = to.parse().unwrap();
+    pod.run(|| TcpStream::connect_timeout(&to, PATIENCE))
+}
+
+fn eventually(what: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !what() {
+        assert!(start.elapsed() < 3 * PATIENCE);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn killed_and_started_again_it_serves_whom_it_served() {
+    test(
+        "killed_and_started_again_it_serves_whom_it_served",
+        |world| {
+            let server = world.b.serve((Ipv4Addr::UNSPECIFIED, 0));
+            let out = SocketAddr::new(world.b.v4, server.port()).to_string();
+            let agent = Agent::start(world);
+            enrol(world, "default/web-0", &world.a);
+            enrol(world, "default/web-0", &world.a);
+            let listed = format!("default/web-0\t{}\tenrolled\n", world.a.path.display());
+            assert_eq!(told(world, "list", &[]), listed);
+            let wire = Wire::tap(&world.b);
+            let waiting = connect(&world.a, &out).unwrap();
+            assert_eq!(waiting.peer_addr().unwrap().to_string(), out);
+
+            agent.kill();
+            for _ in 0..20 {
+                let error = connect(&world.a, &out).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+            }
+            let error = refused(world, "list", &[]);
+            assert!(
+                error.starts_with("duet-agent list: no agent listens on"),
+                "{error}"
+            );
+
+            let agent = Agent::start(world);
+            assert_eq!(told(world, "list", &[]), listed);
+            connect(&world.a, &out).unwrap();
+            assert_eq!(wire.count(b""), 0, "packets on the wire");
+
+            told(world, "remove", &["--workload", "default/web-0"]);
+            assert_eq!(told(world, "list", &[]), "");
+            let local = connect(&world.a, &out).unwrap().local_addr().unwrap();
+            assert_eq!(local.ip(), world.a.v4);
+            drop(agent);
+        },
+    );
+}
+
+#[test]
+fn told_to_stop_it_leaves_the_door_shut_and_cleanup_opens_it() {
+    test(
+        "told_to_stop_it_leaves_the_door_shut_and_cleanup_opens_it",
+        |world| {
+            let server = world.b.serve((Ipv4Addr::UNSPECIFIED, 0));
+            let out = SocketAddr::new(world.b.v4, server.port()).to_string();
+            let mut agent = Agent::start(world);
+            enrol(world, "default/web-0", &world.a);
+            let cleanup = || {
+                ask(
+                    world,
+                    "cleanup",
+                    &["--bpffs", world.bpffs.to_str().unwrap()],
+                )
+            };
+            assert_eq!(cleanup().status.code(), Some(78), "while it runs");
+
+            let pid = nix::unistd::Pid::from_raw(agent.0.id() as i32);
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+            assert!(agent.0.wait().unwrap().success());
+            assert!(!world.scratch().join("agent.sock").exists());
+            let error = connect(&world.a, &out).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+
+            let output = cleanup();
+            assert!(output.status.success());
+            let removed = String::from_utf8(output.stdout).unwrap();
+            assert!(removed.lines().all(|line| line.starts_with("removed ")));
+            assert_eq!(removed.lines().count(), 13, "{removed}");
+            assert!(!world.bpffs.exists());
+            let local = connect(&world.a, &out).unwrap().local_addr().unwrap();
+            assert_eq!(local.ip(), world.a.v4);
+        },
+    );
+}
+
+#[test]
+fn a_deleted_namespace_is_removed_by_itself() {
+    test("a_deleted_namespace_is_removed_by_itself", |world| {
+        let delete = |pod: &TestPod| {
+            let name = pod.path.file_name().unwrap();
+            let status = Command::new("ip").args(["netns", "del"]).arg(name).status();
+            assert!(status.unwrap().success());
+        };
+        let agent = Agent::start(world);
+        enrol(world, "default/web-0", &world.a);
+        enrol(world, "default/web-1", &world.b);
+        delete(&world.a);
+        eventually(|| !told(world, "list", &[]).contains("web-0"));
+        agent.kill();
+        delete(&world.b);
+        let _agent = Agent::start(world);
+        eventually(|| told(world, "list", &[]).is_empty());
+        eventually(|| {
+            let pods = world.bpffs.join("v1/pods");
+            fs::read_dir(pods).unwrap().next().is_none()
+        });
+    });
+}
+
+#[test]
+fn mistakes_are_told_in_one_line() {
+    test("mistakes_are_told_in_one_line", |world| {
+        let _agent = Agent::start(world);
+        enrol(world, "default/web-0", &world.a);
+        let path = world.a.path.to_str().unwrap();
+        for (verb, arguments, expected) in [
+            (
+                "enrol",
+                vec!["--workload", "default/web-1", "--netns", path],
+                "already enrolled as default/web-0",
+            ),
+            (
+                "enrol",
+                vec!["--workload", "default/web-1", "--netns", "/proc/self/stat"],
+                "is not a network namespace",
+            ),
+            (
+                "enrol",
+                vec!["--workload", "default/web-1", "--netns", "/nowhere"],
+                "cannot open network namespace /nowhere",
+            ),
+            (
+                "enrol",
+                vec![
+                    "--workload",
+                    "default/web-1",
+                    "--netns",
+                    "/proc/self/ns/net",
+                ],
+                "is the agent's own network namespace",
+            ),
+            (
+                "remove",
+                vec!["--workload", "default/web-1"],
+                "default/web-1 is not enrolled",
+            ),
+        ] {
+            let error = refused(world, verb, &arguments);
+            assert!(error.contains(expected), "{error}");
+        }
+        let usage = ask(world, "remove", &["--workload", "web-1"]);
+        assert_eq!(usage.status.code(), Some(64));
+    });
+}
+
+#[test]
+fn the_socket_is_roots_alone() {
+    test("the_socket_is_roots_alone", |world| {
+        use std::os::unix::fs::PermissionsExt;
+        let _agent = Agent::start(world);
+        let socket = world.scratch().join("agent.sock");
+        let mode = fs::metadata(&socket).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        // Even with the file open to all.
+        fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+        nix::unistd::seteuid(65534.into()).unwrap();
+        let answer = duet_agent::api::ask(&socket, &duet_agent::api::Request::List);
+        nix::unistd::seteuid(0.into()).unwrap();
+        let answer = answer.unwrap_err().to_string();
+        assert_eq!(answer, "uid 65534 may not ask this agent for anything");
+    });
+}
+
+#[test]
+fn doctor_finds_this_machine_fit() {
+    test("doctor_finds_this_machine_fit", |_| {
+        let output = Command::new(BINARY).arg("doctor").output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text}");
+        assert_eq!(text.lines().count(), 10, "{text}");
+    });
+}

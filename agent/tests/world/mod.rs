@@ -1,0 +1,434 @@
+//! Two pods on one wire, and an agent.
+//!
+//! Each test runs in a process of its own, in a cgroup of its own, with a BPF file
+//! system of its own: agents that attach to different cgroups do not meet. What a
+//! test has made is removed by the parent, however the child ends.
+
+#![allow(dead_code, reason = "each test file uses some of it")]
+
+use duet_agent::interception::Interception;
+use duet_agent::netns::Netns;
+use duet_agent::pod::Pod;
+use duet_core::{Capture, Direction, Kernel, WorkloadName};
+use nix::sched::{CloneFlags, setns};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::runtime::Runtime;
+
+const CHILD: &str = "DUET_TEST_WORLD";
+
+/// Longer than anything here takes; a hang is a failure.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Runs `body` as described above. `name` is the test's own.
+pub fn test(name: &str, body: impl FnOnce(&World)) {
+    if !nix::unistd::geteuid().is_root() {
+        // Not eprintln!, which is shown only for tests that fail.
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED {name}: needs root, for network namespaces and eBPF"
+        );
+        return;
+    }
+    if let Ok(id) = std::env::var(CHILD) {
+        return body(&World::enter(id));
+    }
+    let id = format!("{:x}", std::process::id() ^ hash(name));
+    let executable = std::env::current_exe().unwrap();
+    let output = Command::new(executable)
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .env(CHILD, &id)
+        .output()
+        .unwrap();
+    sweep(&id);
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success(),
+        "{}\n{}\n{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+}
+
+fn hash(name: &str) -> u32 {
+    name.bytes().fold(7, |hash: u32, byte| {
+        hash.wrapping_mul(31).wrapping_add(byte.into())
+    })
+}
+
+pub struct World {
+    pub id: String,
+    pub cgroup: PathBuf,
+    pub bpffs: PathBuf,
+    pub a: TestPod,
+    pub b: TestPod,
+}
+
+pub struct TestPod {
+    pub path: PathBuf,
+    pub v4: IpAddr,
+    pub v6: IpAddr,
+}
+
+fn unified() -> PathBuf {
+    duet_agent::cgroup::Cgroup::open(None)
+        .unwrap()
+        .path()
+        .to_owned()
+}
+
+fn cgroup(id: &str) -> PathBuf {
+    unified().join(format!("duet-test-{id}"))
+}
+
+fn scratch(id: &str) -> PathBuf {
+    PathBuf::from(format!("/run/duet-test-{id}"))
+}
+
+fn netns_name(id: &str, pod: char) -> String {
+    format!("duet-test-{id}-{pod}")
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip")
+        .args(arguments.split(' '))
+        .status()
+        .expect("iproute2 is installed");
+    assert!(status.success(), "ip {arguments}");
+}
+
+fn sweep(id: &str) {
+    for pod in ['a', 'b'] {
+        let _ = Command::new("ip")
+            .args(["netns", "del", &netns_name(id, pod)])
+            .output();
+    }
+    let bpffs = scratch(id).join("bpf");
+    if duet_agent::bpffs::is_bpffs(&bpffs) {
+        nix::mount::umount(&bpffs).unwrap();
+    }
+    let _ = fs::remove_dir_all(scratch(id));
+    // A killed process is in its cgroup until it is reaped.
+    for _ in 0..50 {
+        match fs::remove_dir(cgroup(id)) {
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            _ => break,
+        }
+    }
+}
+
+impl World {
+    fn enter(id: String) -> Self {
+        let cgroup = cgroup(&id);
+        fs::create_dir(&cgroup).unwrap();
+        fs::create_dir(scratch(&id)).unwrap();
+        fs::write(cgroup.join("cgroup.procs"), "0").unwrap();
+        let [a, b] = ['a', 'b'].map(|pod| netns_name(&id, pod));
+        for netns in [&a, &b] {
+            ip(&format!("netns add {netns}"));
+            ip(&format!("-n {netns} link set lo up"));
+        }
+        ip(&format!(
+            "link add eth0 netns {a} type veth peer name eth0 netns {b}"
+        ));
+        for (netns, last) in [(&a, 1), (&b, 2)] {
+            ip(&format!("-n {netns} addr add 10.77.0.{last}/24 dev eth0"));
+            ip(&format!(
+                "-n {netns} addr add fd77::{last}/64 dev eth0 nodad"
+            ));
+            ip(&format!("-n {netns} link set eth0 up"));
+        }
+        let pod = |netns: &str, last: u8| TestPod {
+            path: Path::new("/run/netns").join(netns),
+            v4: [10, 77, 0, last].into(),
+            v6: [0xfd77, 0, 0, 0, 0, 0, 0, u16::from(last)].into(),
+        };
+        Self {
+            a: pod(&a, 1),
+            b: pod(&b, 2),
+            bpffs: scratch(&id).join("bpf"),
+            id,
+            cgroup,
+        }
+    }
+
+    pub fn scratch(&self) -> PathBuf {
+        scratch(&self.id)
+    }
+
+    pub fn interception(&self) -> Arc<Interception> {
+        Arc::new(Interception::start(&self.bpffs, Some(&self.cgroup)).unwrap())
+    }
+}
+
+impl TestPod {
+    /// Runs `work` in the pod's network namespace.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let inside = || {
+            let netns = File::open(&self.path).unwrap();
+            setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(inside).join().unwrap())
+    }
+
+    /// An application that answers each connection with its own view of it,
+    /// "local peer", and then what it is sent.
+    pub fn serve(&self, address: impl Into<SocketAddr>) -> SocketAddr {
+        let address = address.into();
+        let listener = self.run(|| TcpListener::bind(address).unwrap());
+        let bound = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                std::thread::spawn(move || {
+                    let local = stream.local_addr().unwrap();
+                    let peer = stream.peer_addr().unwrap();
+                    let _ = writeln!(stream, "{local} {peer}");
+                    let mut read = stream.try_clone().unwrap();
+                    let _ = std::io::copy(&mut read, &mut stream);
+                    let _ = stream.shutdown(std::net::Shutdown::Write);
+                });
+            }
+        });
+        bound
+    }
+
+    /// Connects from this pod and reads all that it is told.
+    pub fn ask(&self, to: SocketAddr) -> std::io::Result<String> {
+        self.run(|| {
+            let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+            read_all(stream)
+        })
+    }
+}
+
+pub fn read_all(mut stream: TcpStream) -> std::io::Result<String> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text.trim_end().to_owned())
+}
+
+/// What the agent does with connections, in place of the proxy.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Outbound {
+    /// Say where it was meant to go.
+    Report,
+    /// Take it there.
+    Relay,
+}
+
+pub struct TestAgent {
+    pub interception: Arc<Interception>,
+    pub runtime: Runtime,
+}
+
+impl TestAgent {
+    pub fn start(world: &World) -> Self {
+        Self::with(world.interception())
+    }
+
+    pub fn with(interception: Arc<Interception>) -> Self {
+        Self {
+            interception,
+            runtime: tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap(),
+        }
+    }
+
+    pub fn enrol(&self, pod: &TestPod, outbound: Outbound) -> Enrolled {
+        let (pod, capture) = self.capture(pod);
+        let kernel = capture.kernel.clone();
+        let mut tasks = Vec::new();
+        let Capture {
+            outbound: out,
+            inbound,
+            mesh,
+            ..
+        } = capture;
+        for listener in out {
+            let kernel = kernel.clone();
+            tasks.push(self.runtime.spawn(async move {
+                loop {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    let Ok(to) = kernel.original_dst(&stream, Direction::Outbound) else {
+                        let _ = stream.write_all(b"not redirected\n").await;
+                        continue;
+                    };
+                    match outbound {
+                        Outbound::Report => drop(tokio::spawn(async move {
+                            // To close with something unread would be a reset.
+                            let (mut read, mut write) = stream.split();
+                            let _ = tokio::io::copy(&mut read, &mut tokio::io::sink()).await;
+                            let _ = write.write_all(format!("{to}\n").as_bytes()).await;
+                        })),
+                        Outbound::Relay => drop(tokio::spawn(relay(stream, to.0, kernel.clone()))),
+                    }
+                }
+            }));
+        }
+        for listener in inbound {
+            let kernel = kernel.clone();
+            tasks.push(self.runtime.spawn(async move {
+                loop {
+                    let (mut stream, peer) = listener.accept().await.unwrap();
+                    let Ok(to) = kernel.original_dst(&stream, Direction::Inbound) else {
+                        let _ = stream.write_all(b"not redirected\n").await;
+                        continue;
+                    };
+                    let _ = stream
+                        .write_all(format!("inbound {to} {}\n", peer.ip()).as_bytes())
+                        .await;
+                    tokio::spawn(relay(stream, to.0, kernel.clone()));
+                }
+            }));
+        }
+        for listener in mesh {
+            tasks.push(self.runtime.spawn(async move {
+                loop {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    let _ = stream.write_all(b"mesh\n").await;
+                }
+            }));
+        }
+        Enrolled {
+            pod: Some(pod),
+            kernel,
+            tasks,
+        }
+    }
+
+    pub fn capture(&self, pod: &TestPod) -> (Pod, Capture) {
+        let _entered = self.runtime.enter();
+        let netns = Netns::open(&pod.path).unwrap();
+        let name = WorkloadName::new("default", pod.path.file_name().unwrap().to_str().unwrap());
+        Pod::enrol(&self.interception, netns, &name).unwrap()
+    }
+
+    /// What a SIGKILL leaves: listeners are closed, nothing else is done.
+    pub fn die(self) {
+        self.runtime.shutdown_timeout(PATIENCE);
+    }
+}
+
+async fn relay(mut stream: tokio::net::TcpStream, to: SocketAddr, kernel: Arc<dyn Kernel>) {
+    let connected = async { kernel.socket(to)?.connect(to).await };
+    match connected.await {
+        Ok(mut onward) => drop(copy_bidirectional(&mut stream, &mut onward).await),
+        Err(error) => drop(stream.write_all(format!("{error}\n").as_bytes()).await),
+    }
+}
+
+pub struct Enrolled {
+    pod: Option<Pod>,
+    pub kernel: Arc<dyn Kernel>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Enrolled {
+    pub fn pod(&self) -> &Pod {
+        self.pod.as_ref().unwrap()
+    }
+
+    /// As the agent does it.
+    pub fn remove(mut self) {
+        self.end_redirection();
+    }
+
+    /// The listeners stay.
+    pub fn end_redirection(&mut self) {
+        self.pod.take().unwrap().remove();
+    }
+}
+
+/// The listeners go with the tasks.
+impl Drop for Enrolled {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        for task in &self.tasks {
+            while !task.is_finished() {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+/// How many entries a pinned map has.
+pub fn entries<const KEY: usize>(interception: &Interception, map: &str) -> usize {
+    let data = aya::maps::MapData::from_pin(interception.layout().map(map)).unwrap();
+    match aya::maps::Map::from_map_data(data).unwrap() {
+        map @ aya::maps::Map::HashMap(_) => {
+            // Keys only; the value's size is checked, so it has to be right.
+            keys::<KEY>(map)
+        }
+        map => {
+            let map: aya::maps::SockHash<_, [u8; KEY]> = map.try_into().unwrap();
+            map.keys().flatten().count()
+        }
+    }
+}
+
+fn keys<const KEY: usize>(map: aya::maps::Map) -> usize {
+    use duet_ebpf::{Enrolled, Target};
+    macro_rules! count {
+        ($($value:ty),*) => {$(
+            if let aya::maps::Map::HashMap(data) = &map
+                && data.info().unwrap().value_size() as usize == size_of::<$value>()
+            {
+                let map: aya::maps::HashMap<_, [u8; KEY], [u8; size_of::<$value>()]> =
+                    map.try_into().unwrap();
+                return map.keys().flatten().count();
+            }
+        )*};
+    }
+    count!(Enrolled, Target, u32);
+    unreachable!("a map of other values")
+}
+
+/// Counts TCP packets that pass a pod's eth0, in either direction.
+pub struct Wire {
+    socket: socket2::Socket,
+}
+
+impl Wire {
+    pub fn tap(pod: &TestPod) -> Self {
+        use socket2::{Domain, Protocol, Socket, Type};
+        let all = Protocol::from(i32::from(3u16.to_be()));
+        let socket =
+            pod.run(|| Socket::new(Domain::PACKET, Type::RAW.nonblocking(), Some(all)).unwrap());
+        Self { socket }
+    }
+
+    /// TCP packets so far that carry `payload`, or any if it is empty.
+    pub fn count(&self, payload: &[u8]) -> usize {
+        let mut buffer = [0; 65536];
+        let mut found = 0;
+        // On loopback a connection to 127.0.0.1 shows too; the wire is 10.77/16.
+        while let Ok(length) = (&self.socket).read(&mut buffer) {
+            let packet = &buffer[..length];
+            let tcp = match packet.get(12..14) {
+                Some([0x08, 0x00]) => packet[23] == 6 && packet[26] == 10,
+                Some([0x86, 0xdd]) => packet[20] == 6 && packet[22] == 0xfd,
+                _ => false,
+            };
+            let carries = payload.is_empty() || packet.windows(payload.len()).any(|w| w == payload);
+            found += usize::from(tcp && carries);
+        }
+        found
+    }
+}

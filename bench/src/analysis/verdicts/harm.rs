@@ -1,0 +1,217 @@
+//! Who gets hurt when something goes wrong: a noisy neighbour, a dead proxy.
+
+use super::super::words;
+use super::{Case, basis_of, behind};
+use crate::results::{Basis, FaultSummary, Placement, Point, SlowdownPoint, Spread, Verdict};
+
+/// Recovery is judged in bins of this length.
+const BIN_MS: f64 = 100.0;
+
+pub fn noisy_neighbour(case: &Case) -> Option<Verdict> {
+    let points = case.scenario.points();
+    let series = &points.first()?.series;
+    let worst = points
+        .iter()
+        .filter(|point| point.series == *series)
+        .max_by(|a, b| a.x.total_cmp(&b.x))
+        .filter(|point| point.x > 0.0)?;
+    let seen: Vec<_> = case
+        .arms()
+        .filter_map(|arm| Some((arm, at(case, &arm.name, worst)?)))
+        .collect();
+    let slowdown = |placement: Option<Placement>| -> Vec<String> {
+        seen.iter()
+            .filter(|(arm, _)| (arm.placement == Placement::None) == placement.is_some())
+            .filter_map(|(arm, point)| {
+                let text = words::ratio_estimate(point.slowdown.as_ref()?);
+                Some(match placement {
+                    Some(_) => format!("{} {text}", behind(arm)),
+                    None => format!("{text} {}", behind(arm)),
+                })
+            })
+            .collect()
+    };
+    let meshes = words::list(&slowdown(None));
+    let control = slowdown(Some(Placement::None))
+        .first()
+        .map(|text| format!("; {text}"))
+        .unwrap_or_default();
+    if meshes.is_empty() {
+        return None;
+    }
+    let goodput: Vec<String> = seen
+        .iter()
+        .filter_map(|(arm, point)| {
+            Some(format!(
+                "{} {}",
+                words::percent(point.goodput?.value),
+                behind(arm)
+            ))
+        })
+        .collect();
+    let goodput = if goodput.is_empty() {
+        String::new()
+    } else {
+        format!(" Its goodput was {}.", words::list(&goodput))
+    };
+    let rivals = case.rivals("slowdown_p50", worst);
+    let rivalry = rivals
+        .map(|c| format!(" Agent against sidecars: {}.", words::finding(c)))
+        .unwrap_or_default();
+    let against = case.against_none("slowdown_p50", worst);
+    let mut verdict = case.verdict(
+        "How much does one flooding neighbour hurt the others?",
+        basis_of(rivals.into_iter().chain(against.iter().map(|(_, c)| *c))),
+        format!(
+            "With one neighbour flooding at {}× its quota the victim's median rose {meshes}{control}.{goodput}{rivalry}",
+            words::number(worst.x)
+        ),
+    );
+    verdict.figures = seen
+        .iter()
+        .filter_map(|(arm, point)| {
+            Some((
+                arm.name.clone(),
+                words::ratio_estimate(point.slowdown.as_ref()?),
+            ))
+        })
+        .collect();
+    Some(verdict)
+}
+
+fn at<'a>(case: &Case<'a>, arm: &str, worst: &Point) -> Option<&'a SlowdownPoint> {
+    case.analysis
+        .slowdowns
+        .iter()
+        .find(|curve| {
+            curve.scenario == case.scenario.id
+                && curve.arm == arm
+                && curve.metric == "p50"
+                && curve.series == worst.series
+        })?
+        .points
+        .iter()
+        .find(|point| point.w == worst.x)
+}
+
+pub fn killed_proxy(case: &Case) -> Option<Verdict> {
+    let faults: Vec<(&crate::results::Arm, &FaultSummary)> =
+        case.meshes()
+            .filter_map(|arm| {
+                let summary =
+                    case.analysis.faults.iter().find(|fault| {
+                        fault.scenario == case.scenario.id && fault.arm == arm.name
+                    })?;
+                Some((arm, summary))
+            })
+            .collect();
+    let (_, first) = faults.first()?;
+    let per_arm: Vec<String> = faults
+        .iter()
+        .map(|(arm, fault)| format!("a killed {} hit {}", arm.name, consequences(fault)))
+        .collect();
+    let others: Vec<String> = faults
+        .iter()
+        .map(|(arm, fault)| format!("{} {}", reached_others(fault), behind(arm)))
+        .collect();
+    let mut verdict = case.verdict(
+        "A proxy dies: who notices, and for how long?",
+        Basis::Counted,
+        format!(
+            "In {} each, {}. More than one pod was hit in {}.",
+            words::plural(first.injections, "kill"),
+            per_arm.join("; "),
+            words::list(&others)
+        ),
+    );
+    verdict.figures = faults
+        .iter()
+        .map(|(arm, fault)| {
+            let pods = fault
+                .pods_hit
+                .map_or("–".into(), |s| words::number(s.median));
+            let of = fault.pods_meshed.map_or("–".into(), words::number);
+            let time = fault
+                .recover_ms
+                .map_or("–".into(), |s| bin_or_more(s.median));
+            (arm.name.clone(), format!("{pods}/{of} pods, {time}"))
+        })
+        .collect();
+    Some(verdict)
+}
+
+/// "1 of 8 pods, lost 12 requests (worst 14) and was over after 310 ms (worst 402 ms)".
+fn consequences(fault: &FaultSummary) -> String {
+    let pods = fault.pods_hit.map_or("–".into(), |s| spread(s, ""));
+    let meshed = fault
+        .pods_meshed
+        .map(|pods| format!(" of {}", words::number(pods)))
+        .unwrap_or_default();
+    let lost = fault
+        .requests_lost
+        .map(|s| {
+            format!(
+                ", lost {}",
+                spread(s, "requests").replace(" requests)", ")")
+            )
+        })
+        .unwrap_or_default();
+    let time = fault
+        .recover_ms
+        .map(|s| format!(" and was over {}", after(s)))
+        .unwrap_or_default();
+    let stuck = match fault.not_recovered {
+        0 => String::new(),
+        n => format!(
+            " ({n} of {} kills: not over when the trial ended)",
+            fault.injections
+        ),
+    };
+    format!("{pods}{meshed} pods{lost}{time}{stuck}")
+}
+
+fn spread(spread: Spread, unit: &str) -> String {
+    let median = words::quantity(spread.median, unit);
+    if spread.max == spread.median {
+        median
+    } else {
+        format!("{median} (worst {})", words::quantity(spread.max, unit))
+    }
+}
+
+/// "after 310 ms (worst 402 ms)", "within 100 ms (worst 200 ms)".
+fn after(spread: Spread) -> String {
+    let median = match bin_or_more(spread.median) {
+        short if spread.median < BIN_MS => short.replace('<', "within"),
+        long => format!("after {long}"),
+    };
+    if spread.max == spread.median {
+        median
+    } else {
+        format!("{median} (worst {})", bin_or_more(spread.max))
+    }
+}
+
+/// A recovery that is complete in the bin of the kill took no longer than that bin.
+fn bin_or_more(ms: f64) -> String {
+    if ms < BIN_MS {
+        format!("< {}", words::quantity(BIN_MS, "ms"))
+    } else {
+        words::quantity(ms, "ms")
+    }
+}
+
+/// "0 of 10 (up to 26 % cannot be excluded)".
+fn reached_others(fault: &FaultSummary) -> String {
+    let seen = fault.hit_others;
+    if seen.hits == 0 {
+        let most = crate::stats::upper_bound_of_none(seen.of);
+        format!(
+            "0 of {} (up to {} of kills cannot be excluded)",
+            seen.of,
+            words::percent(most)
+        )
+    } else {
+        format!("{} of {}", seen.hits, seen.of)
+    }
+}

@@ -1,0 +1,190 @@
+//! Answers, one plain sentence per question, that say no more than the analysis allows.
+
+mod cost;
+mod exposure;
+mod harm;
+
+use super::words;
+use crate::results::{
+    Analysis, Arm, Basis, Claim, Comparison, Placement, Point, Results, Scenario, State, Verdict,
+};
+
+type Question = fn(&Case) -> Option<Verdict>;
+
+/// What does it cost me, who gets hurt when something goes wrong, what does an attacker get.
+const QUESTIONS: [(&str, Question); 9] = [
+    ("L1", cost::added_latency),
+    ("L1", cost::faster_of_two),
+    ("L2", cost::new_connections),
+    ("R1", cost::memory),
+    ("R2", cost::cpu_per_request),
+    ("I1", harm::noisy_neighbour),
+    ("F1", harm::killed_proxy),
+    ("F5", exposure::fail_open),
+    ("X1", exposure::keys_in_memory),
+];
+
+pub fn of(results: &Results, analysis: &Analysis) -> Vec<Verdict> {
+    QUESTIONS
+        .iter()
+        .filter_map(|(id, ask)| {
+            let scenario = results.scenario(id)?;
+            let case = Case {
+                results,
+                analysis,
+                scenario,
+            };
+            let verdict = ask(&case).unwrap_or_else(|| case.not_measured());
+            Some(case.hedged(verdict))
+        })
+        .fold(Vec::new(), |mut verdicts: Vec<Verdict>, verdict| {
+            // Two questions about one scenario that was not measured are one row.
+            let repeated = verdict.basis == Basis::NotMeasured
+                && verdicts
+                    .last()
+                    .is_some_and(|last| last.scenario == verdict.scenario);
+            if !repeated {
+                verdicts.push(verdict);
+            }
+            verdicts
+        })
+}
+
+/// One scenario of a run, about to be judged.
+struct Case<'a> {
+    results: &'a Results,
+    analysis: &'a Analysis,
+    scenario: &'a Scenario,
+}
+
+impl<'a> Case<'a> {
+    fn verdict(&self, question: &str, basis: Basis, answer: String) -> Verdict {
+        Verdict {
+            scenario: self.scenario.id.clone(),
+            question: question.to_string(),
+            answer,
+            basis,
+            figures: Vec::new(),
+        }
+    }
+
+    fn not_measured(&self) -> Verdict {
+        let trials = self.scenario.trials().count() as u32;
+        let void = self
+            .scenario
+            .trials()
+            .filter(|trial| trial.is_void())
+            .count();
+        let why = match (trials, void) {
+            (0, _) if self.scenario.notes.is_empty() => "no trial was made".into(),
+            (0, _) => self.scenario.notes.join(" "),
+            (_, 0) => format!(
+                "{} gave no number that may be printed (a median needs 200 requests)",
+                words::plural(trials, "trial")
+            ),
+            _ => format!(
+                "of {} {void} are void, and the others gave no number that may be printed (a median needs 200 requests)",
+                words::plural(trials, "trial")
+            ),
+        };
+        let answer = format!("Not measured: {}.", why.trim_end_matches('.'));
+        self.verdict(&self.scenario.question, Basis::NotMeasured, answer)
+    }
+
+    /// In a run that claims nothing, every sentence begins by saying so.
+    fn hedged(&self, mut verdict: Verdict) -> Verdict {
+        let prefix = match self.results.status.state {
+            State::Valid => return verdict,
+            State::Void => "No claim, the run is void. Seen: ",
+            State::Smoke => "No claim, this is a smoke run. Seen: ",
+        };
+        if verdict.basis != Basis::NotMeasured {
+            verdict.answer.insert_str(0, prefix);
+            verdict.basis = Basis::NotResolved;
+        }
+        verdict
+    }
+
+    fn comparisons(&self) -> impl Iterator<Item = &'a Comparison> {
+        let id = &self.scenario.id;
+        self.analysis
+            .comparisons
+            .iter()
+            .filter(move |c| c.scenario == *id)
+    }
+
+    fn comparison(
+        &self,
+        metric: &str,
+        point: &Point,
+        arm: &str,
+        baseline: &str,
+    ) -> Option<&'a Comparison> {
+        self.comparisons().find(|c| {
+            c.metric == metric && c.point == *point && c.arm == arm && c.baseline == baseline
+        })
+    }
+
+    /// The arms of the run that are no second copy, in their order.
+    fn arms(&self) -> impl Iterator<Item = &'a Arm> {
+        self.results.arms.iter().filter(|arm| arm.copy_of.is_none())
+    }
+
+    fn meshes(&self) -> impl Iterator<Item = &'a Arm> {
+        self.arms().filter(|arm| arm.placement != Placement::None)
+    }
+
+    fn placed(&self, placement: Placement) -> Option<&'a Arm> {
+        self.arms().find(|arm| arm.placement == placement)
+    }
+
+    /// Agent against sidecars at a point.
+    fn rivals(&self, metric: &str, point: &Point) -> Option<&'a Comparison> {
+        let (agent, sidecar) = (
+            self.placed(Placement::Agent)?,
+            self.placed(Placement::Sidecar)?,
+        );
+        self.comparison(metric, point, &agent.name, &sidecar.name)
+    }
+
+    /// Each mesh against no mesh at a point.
+    fn against_none(&self, metric: &str, point: &Point) -> Vec<(&'a Arm, &'a Comparison)> {
+        let Some(none) = self.placed(Placement::None) else {
+            return Vec::new();
+        };
+        self.meshes()
+            .filter_map(|arm| Some((arm, self.comparison(metric, point, &arm.name, &none.name)?)))
+            .filter(|(_, comparison)| comparison.estimate.is_some())
+            .collect()
+    }
+}
+
+/// "behind sidecars", "behind the agent", "without a mesh".
+fn behind(arm: &Arm) -> String {
+    match arm.placement {
+        Placement::None => "without a mesh".into(),
+        _ => format!("behind {}", subject(arm)),
+    }
+}
+
+/// "sidecars", "the agent".
+fn subject(arm: &Arm) -> String {
+    match (arm.placement, arm.name.as_str()) {
+        (Placement::None, _) => "no mesh".into(),
+        (Placement::Sidecar, "sidecar") => "sidecars".into(),
+        (Placement::Agent, "agent") => "the agent".into(),
+        (_, name) => name.into(),
+    }
+}
+
+/// Claimed as soon as one of the comparisons behind a sentence is.
+fn basis_of<'a>(comparisons: impl IntoIterator<Item = &'a Comparison>) -> Basis {
+    let claimed = comparisons
+        .into_iter()
+        .any(|comparison| comparison.claim != Claim::NoClaim);
+    if claimed {
+        Basis::Claimed
+    } else {
+        Basis::NotResolved
+    }
+}

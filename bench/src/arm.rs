@@ -1,0 +1,106 @@
+//! The arms: ways of running one and the same workload.
+
+use crate::cluster::Placement;
+use crate::results;
+use std::fmt;
+use std::str::FromStr;
+
+/// One way of running the workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Arm {
+    /// No mesh: what the machine and the applications cost by themselves.
+    None,
+    /// A proxy in every pod.
+    Sidecar,
+    /// A proxy on every node.
+    Agent,
+    /// A second, independent copy of `sidecar`: what an arm shows against itself
+    /// is the noise floor of every comparison.
+    Aa,
+}
+
+/// Names an arm that there is not.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not an arm: there are none, sidecar, agent and aa")]
+pub struct UnknownArm(String);
+
+impl Arm {
+    /// All of them, in the order of the reports.
+    pub const ALL: [Self; 4] = [Self::None, Self::Sidecar, Self::Agent, Self::Aa];
+
+    /// As on the command line and in the results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Sidecar => "sidecar",
+            Self::Agent => "agent",
+            Self::Aa => "aa",
+        }
+    }
+
+    /// One sentence for the report.
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::None => "No mesh: the same pods on the same network, without any proxy.",
+            Self::Sidecar => "One proxy in every pod, reached by nftables in the pod's namespace.",
+            Self::Agent => "One proxy on every node, reached by eBPF in the pods' namespaces.",
+            Self::Aa => {
+                "A second, independent copy of the sidecar arm; its difference from the first is \
+                 the noise floor."
+            }
+        }
+    }
+
+    /// Where its proxies stand.
+    pub fn placement(self) -> Placement {
+        match self {
+            Self::None => Placement::None,
+            Self::Sidecar | Self::Aa => Placement::Sidecar,
+            Self::Agent => Placement::Agent,
+        }
+    }
+
+    /// The arm it repeats.
+    pub fn copy_of(self) -> Option<Self> {
+        (self == Self::Aa).then_some(Self::Sidecar)
+    }
+
+    /// Whether it has a proxy.
+    pub fn meshed(self) -> bool {
+        self != Self::None
+    }
+
+    /// The executable whose proxy it runs.
+    pub fn program(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Sidecar | Self::Aa => Some("duet-sidecar"),
+            Self::Agent => Some("duet-agent"),
+        }
+    }
+
+    /// In the results' words.
+    pub fn placed(self) -> results::Placement {
+        match self {
+            Self::None => results::Placement::None,
+            Self::Sidecar | Self::Aa => results::Placement::Sidecar,
+            Self::Agent => results::Placement::Agent,
+        }
+    }
+}
+
+impl fmt::Display for Arm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Arm {
+    type Err = UnknownArm;
+    fn from_str(name: &str) -> Result<Self, UnknownArm> {
+        Self::ALL
+            .into_iter()
+            .find(|arm| arm.name() == name)
+            .ok_or_else(|| UnknownArm(name.to_owned()))
+    }
+}

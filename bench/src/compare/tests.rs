@@ -1,0 +1,306 @@
+//! Changes that were put in are found, noise is not, and the exit code says which.
+
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::results::synthetic::{run as made_up, unanalysed};
+use crate::results::{Claim, Profile, Void, keys};
+
+struct Files {
+    dir: tempfile::TempDir,
+    paths: Vec<PathBuf>,
+}
+
+impl Files {
+    fn of(all: &[&Results]) -> Files {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = all
+            .iter()
+            .enumerate()
+            .map(|(i, results)| {
+                let path = dir.path().join(format!("run{i}.json"));
+                results::write(results, &path).unwrap();
+                path
+            })
+            .collect();
+        Files { dir, paths }
+    }
+
+    fn args(&self) -> CompareArgs {
+        CompareArgs {
+            files: self.paths.clone(),
+            format: Format::Text,
+            threshold: 10.0,
+            force: false,
+        }
+    }
+
+    fn compare(&self) -> Comparison {
+        compare(&self.args()).unwrap()
+    }
+}
+
+/// Every value of a metric in an arm times a factor.
+fn scaled(mut results: Results, metric: &str, arm: &str, factor: f64) -> Results {
+    for trial in results
+        .scenarios
+        .iter_mut()
+        .flat_map(|s| &mut s.blocks)
+        .flat_map(|b| &mut b.trials)
+    {
+        if trial.arm == arm
+            && let Some(value) = trial.values.get_mut(metric)
+        {
+            *value *= factor;
+        }
+    }
+    results
+}
+
+fn change<'a>(comparison: &'a Comparison, metric: &str, arm: &str) -> &'a Change {
+    let found = comparison
+        .changes
+        .iter()
+        .rev()
+        .find(|c| c.metric == metric && c.arm == arm);
+    found.unwrap_or_else(|| panic!("no change of {metric} in {arm}"))
+}
+
+#[test]
+fn a_run_against_itself_is_fine() {
+    let run = made_up(Profile::Quick, 5);
+    let comparison = Files::of(&[&run, &run]).compare();
+    assert_eq!(comparison.exit_code(), 0);
+    assert!(
+        comparison
+            .changes
+            .iter()
+            .all(|c| !matches!(c.claim, Claim::Higher | Claim::Lower))
+    );
+}
+
+#[test]
+fn two_runs_of_the_same_thing_show_no_regression() {
+    let (one, other) = (made_up(Profile::Quick, 5), made_up(Profile::Quick, 6));
+    let comparison = Files::of(&[&one, &other]).compare();
+    assert_eq!(
+        comparison.exit_code(),
+        0,
+        "{}",
+        text::render(&comparison, false)
+    );
+}
+
+#[test]
+fn a_regression_is_found_and_an_improvement_is_none() {
+    let old = made_up(Profile::Quick, 5);
+    let slower = scaled(
+        unanalysed(Profile::Quick, 6),
+        keys::NODE_CPU_PER_REQUEST,
+        "agent",
+        1.5,
+    );
+    let worse = Files::of(&[&old, &slower]).compare();
+    let found = change(&worse, keys::NODE_CPU_PER_REQUEST, "agent");
+    assert!(found.regression && found.claim == Claim::Higher);
+    assert!(
+        found.estimate.unwrap().interval.unwrap().contains(1.5),
+        "{found:?}"
+    );
+    assert_eq!(worse.exit_code(), 1);
+    assert_eq!(Files::of(&[&slower, &old]).compare().exit_code(), 0);
+}
+
+#[test]
+fn the_threshold_decides_what_is_a_regression() {
+    let old = made_up(Profile::Quick, 5);
+    let slower = scaled(
+        unanalysed(Profile::Quick, 6),
+        keys::NODE_CPU_PER_REQUEST,
+        "agent",
+        1.5,
+    );
+    let files = Files::of(&[&old, &slower]);
+    let mut args = files.args();
+    args.threshold = 80.0;
+    let lenient = compare(&args).unwrap();
+    assert_eq!(
+        change(&lenient, keys::NODE_CPU_PER_REQUEST, "agent").claim,
+        Claim::Higher
+    );
+    assert_eq!(lenient.exit_code(), 0);
+}
+
+#[test]
+fn the_machines_own_change_is_drift() {
+    let old = made_up(Profile::Quick, 5);
+    let slower = scaled(
+        unanalysed(Profile::Quick, 6),
+        keys::NODE_CPU_PER_REQUEST,
+        "none",
+        1.5,
+    );
+    let comparison = Files::of(&[&old, &slower]).compare();
+    assert_eq!(comparison.exit_code(), 0);
+    assert!(
+        comparison.notes.iter().any(|note| note.contains("drifted")),
+        "{:?}",
+        comparison.notes
+    );
+}
+
+#[test]
+fn counts_need_no_interval() {
+    let old = made_up(Profile::Quick, 5);
+    let exposed = scaled(
+        unanalysed(Profile::Quick, 5),
+        keys::KEYS_MAX,
+        "sidecar",
+        8.0,
+    );
+    let comparison = Files::of(&[&old, &exposed]).compare();
+    assert!(change(&comparison, keys::KEYS_MAX, "sidecar").regression);
+
+    let mut leaking = unanalysed(Profile::Quick, 5);
+    let f5 = leaking.scenarios.iter_mut().find(|s| s.id == "F5").unwrap();
+    let trial = f5.blocks[2]
+        .trials
+        .iter_mut()
+        .rev()
+        .find(|t| t.arm == "agent")
+        .unwrap();
+    trial.values.insert(keys::PLAINTEXT_BYTES.into(), 9.0);
+    let comparison = Files::of(&[&old, &leaking]).compare();
+    assert!(change(&comparison, keys::PLAINTEXT_BYTES, "agent").regression);
+    assert_eq!(comparison.exit_code(), 1);
+}
+
+#[test]
+fn smoke_runs_can_be_compared_and_claim_no_time() {
+    let (one, other) = (made_up(Profile::Smoke, 5), made_up(Profile::Smoke, 6));
+    let comparison = Files::of(&[&one, &other]).compare();
+    assert_eq!(comparison.exit_code(), 0);
+    assert!(comparison.changes.iter().all(|c| c.claim == Claim::NoClaim));
+    assert!(text::render(&comparison, false).contains('~'));
+}
+
+#[test]
+fn times_of_another_machine_are_claimed_only_by_force() {
+    let old = made_up(Profile::Quick, 5);
+    let mut other = scaled(
+        unanalysed(Profile::Quick, 6),
+        keys::NODE_CPU_PER_REQUEST,
+        "agent",
+        3.0,
+    );
+    other.machine.cpu = "Another CPU".into();
+    let files = Files::of(&[&old, &other]);
+    let careful = files.compare();
+    assert!(
+        careful.warnings[0].contains("Another CPU"),
+        "{:?}",
+        careful.warnings
+    );
+    assert_eq!(
+        change(&careful, keys::NODE_CPU_PER_REQUEST, "agent").claim,
+        Claim::NoClaim
+    );
+    let mut args = files.args();
+    args.force = true;
+    let forced = compare(&args).unwrap();
+    assert!(forced.warnings.is_empty());
+    assert_eq!(
+        change(&forced, keys::NODE_CPU_PER_REQUEST, "agent").claim,
+        Claim::Higher
+    );
+}
+
+#[test]
+fn a_void_file_claims_nothing_and_says_so_in_every_format() {
+    let old = made_up(Profile::Quick, 5);
+    let mut void = unanalysed(Profile::Quick, 6);
+    for trial in void
+        .scenarios
+        .iter_mut()
+        .flat_map(|s| &mut s.blocks)
+        .flat_map(|b| &mut b.trials)
+    {
+        if (trial.started_s as u64).is_multiple_of(2) {
+            trial.voids.push(Void {
+                gate: "steal".into(),
+                measured: 0.2,
+                limit: 0.02,
+                message: "steal".into(),
+            });
+        }
+    }
+    let comparison = Files::of(&[&old, &void]).compare();
+    assert_eq!(comparison.exit_code(), 2);
+    assert!(comparison.changes.iter().all(|c| c.claim == Claim::NoClaim));
+    assert!(text::render(&comparison, true).contains("\u{1b}[1;31m  VOID"));
+    assert!(markdown::render(&comparison).contains("🟥 VOID"));
+    assert!(html::render(&comparison).contains("banner void"));
+    assert!(
+        serde_json::to_string(&comparison)
+            .unwrap()
+            .contains("\"state\":\"void\"")
+    );
+}
+
+#[test]
+fn different_cores_in_one_file_are_refused() {
+    let old = made_up(Profile::Smoke, 5);
+    let mut mixed = made_up(Profile::Smoke, 6);
+    mixed.arms[2].core_fingerprint = Some("another".into());
+    let files = Files::of(&[&old, &mixed]);
+    let error = compare(&files.args()).unwrap_err().to_string();
+    assert!(
+        error.contains("run1.json") && error.contains("different cores"),
+        "{error}"
+    );
+    assert!(!error.contains('\n'));
+}
+
+#[test]
+fn unreadable_and_unrelated_files_are_refused_in_one_line() {
+    let run = made_up(Profile::Smoke, 5);
+    let mut unrelated = made_up(Profile::Smoke, 5);
+    unrelated.scenarios.clear();
+    let files = Files::of(&[&run, &unrelated]);
+    let error = compare(&files.args()).unwrap_err().to_string();
+    assert!(
+        error.contains("nothing") || error.contains("no scenario"),
+        "{error}"
+    );
+    let mut args = files.args();
+    args.files[1] = files.dir.path().join("absent");
+    let error = compare(&args).unwrap_err().to_string();
+    assert!(error.contains("absent") && !error.contains('\n'), "{error}");
+}
+
+#[test]
+fn three_files_are_each_held_against_the_first() {
+    let run = made_up(Profile::Smoke, 5);
+    let comparison = Files::of(&[&run, &run, &run]).compare();
+    assert!(comparison.changes.iter().any(|c| c.file == 1));
+    assert!(comparison.changes.iter().any(|c| c.file == 2));
+    assert!(text::render(&comparison, false).contains("(run2.json)"));
+}
+
+#[test]
+fn runs_are_named_by_what_tells_them_apart() {
+    let run = made_up(Profile::Smoke, 5);
+    let named = |paths: [&str; 2]| {
+        let runs: Vec<_> = paths
+            .iter()
+            .map(|p| (Path::new(p).to_path_buf(), run.clone()))
+            .collect();
+        names(&runs)
+    };
+    assert_eq!(named(["out/a", "out/b"]), ["a", "b"]);
+    assert_eq!(
+        named(["a/out/results.json", "b/out/results.json"]),
+        ["a/out", "b/out"]
+    );
+    assert_eq!(named(["a", "a"]), ["#1", "#2"]);
+}

@@ -1,0 +1,21 @@
+//! The instrument: runs the same workload with no mesh, with sidecars and with
+//! agents, and writes reports that can be compared.
+#![forbid(unsafe_code)]
+
+pub mod cli;
+
+pub mod arm;
+pub mod run;
+pub mod scenario;
+
+pub mod accounting;
+pub mod cluster;
+pub mod doctor;
+pub mod load;
+pub mod serve;
+
+pub mod analysis;
+pub mod compare;
+pub mod report;
+pub mod results;
+pub mod stats;

@@ -1,0 +1,87 @@
+//! HTTP/2 and gRPC-shaped requests on a multiplexed connection.
+
+use std::pin::Pin;
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, Connection, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+
+use super::clock::now_ns;
+use super::connection::{Answer, check_status, connect};
+use super::error::ErrorKind;
+use super::target::{GRPC_PREFIX, Protocol, Target};
+
+pub type Sender = SendRequest<Full<Bytes>>;
+pub type Driver = Pin<Box<Connection<TokioIo<TcpStream>, Full<Bytes>, TokioExecutor>>>;
+
+/// Opens a connection. The driver must be polled for anything to happen on it.
+pub async fn open(target: &Target) -> Result<(Sender, Driver), ErrorKind> {
+    let stream = connect(target).await?;
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| ErrorKind::of_http(&e))?;
+    Ok((sender, Box::pin(connection)))
+}
+
+/// Sends one request and reads its answer, trailers included.
+pub async fn exchange(sender: &mut Sender, target: &Target) -> Result<Answer, ErrorKind> {
+    let response = sender
+        .send_request(target.http2_request())
+        .await
+        .map_err(|e| ErrorKind::of_http(&e))?;
+    let first_byte_ns = now_ns();
+    let (head, mut body) = response.into_parts();
+    let bytes = if target.protocol == Protocol::Grpc {
+        grpc_message(&mut body, &head.headers, head.status).await?
+    } else {
+        let mut bytes = 0;
+        while let Some(frame) = body.frame().await {
+            if let Some(data) = frame.map_err(|e| ErrorKind::of_http(&e))?.data_ref() {
+                bytes += data.len() as u64;
+            }
+        }
+        check_status(head.status)?;
+        bytes
+    };
+    Ok(Answer {
+        bytes,
+        first_byte_ns,
+        done_ns: now_ns(),
+    })
+}
+
+/// Reads a unary answer: one length-prefixed message and `grpc-status: 0`, which stands in the headers
+/// instead where there are no trailers.
+async fn grpc_message(
+    body: &mut Incoming,
+    headers: &HeaderMap,
+    status: http::StatusCode,
+) -> Result<u64, ErrorKind> {
+    let mut received = BytesMut::new();
+    let mut trailers = None;
+    while let Some(frame) = body.frame().await {
+        match frame.map_err(|e| ErrorKind::of_http(&e))?.into_data() {
+            Ok(data) => received.extend_from_slice(&data),
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    check_status(status)?;
+    let grpc_status = trailers.as_ref().unwrap_or(headers).get("grpc-status");
+    if grpc_status.is_none_or(|status| status != "0") {
+        return Err(ErrorKind::GrpcStatus);
+    }
+    let announced = received
+        .get(1..GRPC_PREFIX)
+        .and_then(|length| length.try_into().ok())
+        .map(u32::from_be_bytes)
+        .ok_or(ErrorKind::Protocol)?;
+    if received.len() != GRPC_PREFIX + announced as usize {
+        return Err(ErrorKind::Protocol);
+    }
+    Ok(received.len() as u64)
+}

@@ -1,0 +1,72 @@
+//! The figures, one idea per file. Each draws itself for a wide page and for a narrow one, from
+//! the analysis where there is one and from merged histograms only for display.
+
+mod bars;
+mod forest;
+mod memory;
+mod slowdown;
+mod spectrum;
+mod timeline;
+
+use maud::Markup;
+
+use super::svg::{Shape, Size};
+use crate::results::{Arm, Results};
+
+/// A figure, its heading, and how to read it.
+pub struct Figure {
+    pub title: String,
+    pub caption: String,
+    pub wide: Markup,
+    pub narrow: Markup,
+    /// Names in the legend; empty where the figure names its arms itself.
+    pub arms: Vec<String>,
+}
+
+/// Every figure that the results have data for, in the order of the page.
+pub fn all(results: &Results) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    figures.extend(forest::figure(results));
+    figures.extend(slowdown::figures(results));
+    figures.extend(timeline::figure(results));
+    figures.extend(spectrum::figures(results));
+    figures.extend(memory::figure(results));
+    figures.extend(bars::figures(results));
+    figures
+}
+
+/// Class and mark of an arm, the same in every figure.
+pub fn style(arm: &str) -> (String, Shape) {
+    let (number, shape) = match arm {
+        "none" => (0, Shape::Ring),
+        "sidecar" => (1, Shape::Disc),
+        "agent" => (2, Shape::Square),
+        "aa" => (3, Shape::Triangle),
+        "agent+tenancy" => (4, Shape::Diamond),
+        other => (
+            5 + other.bytes().map(usize::from).sum::<usize>() % 3,
+            Shape::Diamond,
+        ),
+    };
+    (format!("arm-{number}"), shape)
+}
+
+fn both(draw: impl Fn(Size) -> Markup) -> (Markup, Markup) {
+    (draw(Size::Wide), draw(Size::Narrow))
+}
+
+/// Arms to be drawn: a second copy of an arm only clutters.
+fn drawn(results: &Results) -> impl Iterator<Item = &Arm> {
+    results.arms.iter().filter(|arm| arm.copy_of.is_none())
+}
+
+/// Smallest and largest of some numbers.
+fn range(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
+    values
+        .into_iter()
+        .filter(|value| value.is_finite())
+        .fold(None, |seen, value| match seen {
+            None => Some((value, value)),
+            Some((low, high)) => Some((value.min(low), value.max(high))),
+        })
+}

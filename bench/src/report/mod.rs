@@ -1,0 +1,91 @@
+//! Reports derived from `results.json`: a page, a summary for a pull request, a table for the
+//! terminal. Each says first, in words, what may be concluded, and only then shows numbers.
+
+mod figures;
+mod html;
+mod markdown;
+mod rows;
+mod svg;
+mod terminal;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::analysis::analyse;
+use crate::results::{self, FileError, Results};
+
+pub(crate) use html::STYLE;
+pub use html::page as html;
+pub use markdown::summary as markdown;
+pub use terminal::{banner, verdict_table};
+
+/// Files a report consists of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    pub json: PathBuf,
+    pub html: PathBuf,
+    pub summary: PathBuf,
+}
+
+/// A report that could not be written; the message is one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("{path}: {source}")]
+    Write {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+}
+
+/// Analyses the results and writes `results.json`, `report.html` and `summary.md` into `dir`,
+/// which is made if need be.
+pub fn write(results: &mut Results, dir: &Path) -> Result<Written, ReportError> {
+    analyse(results);
+    fs::create_dir_all(dir).map_err(|source| ReportError::Write {
+        path: dir.into(),
+        source,
+    })?;
+    let written = Written {
+        json: dir.join("results.json"),
+        html: dir.join("report.html"),
+        summary: dir.join("summary.md"),
+    };
+    results::write(results, &written.json)?;
+    put(&written.html, &html(results))?;
+    put(&written.summary, &markdown(results))?;
+    Ok(written)
+}
+
+/// Renders old results anew, beside themselves: `path` is a results file or its directory. The
+/// analysis is repeated, so that a report says what this version would say; the results file
+/// itself stays as it is.
+pub fn rerender(path: &Path) -> Result<(Results, Written), ReportError> {
+    let mut results = results::read(path)?;
+    analyse(&mut results);
+    let (dir, json) = if path.is_dir() {
+        (path.to_path_buf(), path.join("results.json"))
+    } else {
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        (dir.unwrap_or(Path::new(".")).to_path_buf(), path.into())
+    };
+    let written = Written {
+        html: dir.join("report.html"),
+        summary: dir.join("summary.md"),
+        json,
+    };
+    put(&written.html, &html(&results))?;
+    put(&written.summary, &markdown(&results))?;
+    Ok((results, written))
+}
+
+fn put(path: &Path, text: &str) -> Result<(), ReportError> {
+    fs::write(path, text).map_err(|source| ReportError::Write {
+        path: path.into(),
+        source,
+    })
+}

@@ -1,0 +1,16 @@
+//! A run: plan, pre-flight checks, blocks, gates, results.
+
+mod execute;
+pub mod gates;
+mod interrupt;
+mod machine;
+mod parity;
+pub mod plan;
+mod preflight;
+mod progress;
+
+pub use execute::{Finished, Options, RunError, estimate, run};
+pub use interrupt::{EXIT_CODE as INTERRUPTED_EXIT_CODE, Interrupt, Interrupted};
+pub use plan::{Pace, Plan};
+pub use preflight::{Binaries, Build, Refusal};
+pub use progress::Progress;

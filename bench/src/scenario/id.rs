@@ -1,0 +1,128 @@
+//! The questions that a run can ask, by name.
+
+use crate::arm::Arm;
+use crate::results::Profile;
+use std::fmt;
+use std::str::FromStr;
+
+/// A scenario's short name, as in the results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Id {
+    /// Latency over kept connections.
+    L1,
+    /// A new connection for every request.
+    L2,
+    /// Idle cost by number of pods.
+    R1,
+    /// Processor time per request.
+    R2,
+    /// Noisy neighbour.
+    I1,
+    /// The proxy is killed.
+    F1,
+    /// Plaintext on the wire while the proxy is dead.
+    F5,
+    /// Private keys in the proxies' memory.
+    X1,
+}
+
+/// Names a scenario that there is not.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not a scenario: there are L1, L2, R1, R2, I1, F1, F5 and X1 (`duet-bench list`)")]
+pub struct UnknownScenario(String);
+
+impl Id {
+    /// All of them, in the order of the reports.
+    pub const ALL: [Self; 8] = [
+        Self::L1,
+        Self::L2,
+        Self::R1,
+        Self::R2,
+        Self::I1,
+        Self::F1,
+        Self::F5,
+        Self::X1,
+    ];
+
+    /// "L1".
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::L1 => "L1",
+            Self::L2 => "L2",
+            Self::R1 => "R1",
+            Self::R2 => "R2",
+            Self::I1 => "I1",
+            Self::F1 => "F1",
+            Self::F5 => "F5",
+            Self::X1 => "X1",
+        }
+    }
+
+    /// A heading.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::L1 => "Latency over kept connections",
+            Self::L2 => "A new connection for every request",
+            Self::R1 => "Idle cost by number of pods",
+            Self::R2 => "Processor time per request",
+            Self::I1 => "Noisy neighbour",
+            Self::F1 => "The proxy is killed",
+            Self::F5 => "Plaintext on the wire with the proxy dead",
+            Self::X1 => "Private keys in the proxies' memory",
+        }
+    }
+
+    /// As a platform owner would ask it.
+    pub fn question(self) -> &'static str {
+        match self {
+            Self::L1 => "How much longer does a request take with the mesh?",
+            Self::L2 => "How much longer does it take to connect and get the first byte?",
+            Self::R1 => {
+                "What do the proxies hold while nothing happens, and how does it grow with pods?"
+            }
+            Self::R2 => "How much processor time does the mesh take for one request?",
+            Self::I1 => "How much does one service's flood slow its neighbours down?",
+            Self::F1 => "When a proxy dies, who notices, for how long, and what is lost?",
+            Self::F5 => "When a proxy is dead, does anything leave in plaintext?",
+            Self::X1 => "Whose private keys does someone get who reads a proxy's memory?",
+        }
+    }
+
+    /// What it needs beyond network namespaces and cgroups.
+    pub fn needs(self) -> &'static str {
+        match self {
+            Self::L1 | Self::L2 | Self::I1 | Self::R1 => "–",
+            Self::R2 => "BPF statistics (Linux 5.8), for the eBPF share",
+            Self::F1 => "–",
+            Self::F5 => "packet sockets",
+            Self::X1 => "/proc/<pid>/mem of the proxies",
+        }
+    }
+
+    /// Whether an arm has anything to say in it. The noise floor matters where
+    /// something is timed; counts have none, and memory's is next to nothing.
+    pub fn runs_in(self, arm: Arm, profile: Profile) -> bool {
+        match self {
+            Self::L1 | Self::L2 | Self::R2 | Self::I1 => true,
+            Self::R1 if profile == Profile::Full => arm.meshed(),
+            Self::R1 | Self::F1 | Self::X1 => matches!(arm, Arm::Sidecar | Arm::Agent),
+            Self::F5 => arm != Arm::Aa,
+        }
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Id {
+    type Err = UnknownScenario;
+    fn from_str(name: &str) -> Result<Self, UnknownScenario> {
+        Self::ALL
+            .into_iter()
+            .find(|id| id.name().eq_ignore_ascii_case(name))
+            .ok_or_else(|| UnknownScenario(name.to_owned()))
+    }
+}

@@ -1,0 +1,177 @@
+//! R1: what the proxies of a node hold while nothing happens.
+//!
+//! Memory is what the node would get back without the proxies: anonymous pages
+//! of each process, what the kernel keeps on their behalf (sockets, page tables,
+//! BPF maps), and file-backed pages (the program's text) once per program and
+//! node, because the kernel shares them. The kernel's own proportional set
+//! size would divide the text also among proxies of *other* arms, which live at
+//! the same time here; it is recorded beside, as is what the cgroups are charged.
+
+use super::bed::{self, Shape};
+use super::{Bed, Experiment, Failure, Id, Lab, Visit};
+use crate::accounting::{ProcessCpu, Rollup, open_files};
+use crate::arm::Arm;
+use crate::cluster::Proxy;
+use crate::results::{Kind, Metric, Point, Trial, keys};
+use crate::run::Plan;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// From the last pod's readiness to the first reading.
+const SETTLE: Duration = Duration::from_millis(300);
+const MIB: f64 = 1024.0 * 1024.0;
+
+pub struct Idle;
+
+impl Experiment for Idle {
+    fn scenarios(&self) -> &'static [Id] {
+        &[Id::R1]
+    }
+
+    fn shapes(&self, _plan: &Plan) -> Vec<Shape> {
+        Vec::new()
+    }
+
+    fn metrics(&self, _scenario: Id) -> Vec<Metric> {
+        vec![
+            Metric::value(
+                keys::PROXY_MEMORY,
+                "memory of the node's proxies",
+                "MiB",
+                Kind::Memory,
+            ),
+            Metric::value(
+                keys::IDLE_CPU,
+                "processor use of the node's idle proxies",
+                "millicores",
+                Kind::Cpu,
+            ),
+            Metric::value(
+                keys::OPEN_FDS,
+                "open file descriptors of the node's proxies",
+                "descriptors",
+                Kind::Count,
+            ),
+        ]
+    }
+
+    fn prepare_estimate(&self, _plan: &Plan) -> Duration {
+        Duration::ZERO
+    }
+
+    fn visit_estimate(&self, plan: &Plan) -> Duration {
+        let largest = plan.pace.pods.last().copied().unwrap_or(1);
+        Duration::from_millis(1_200)
+            + (SETTLE + plan.pace.idle) * plan.pace.pods.len() as u32
+            + Duration::from_millis(100) * largest
+    }
+
+    fn prepare(&mut self, _lab: &Lab<'_>, _arms: &[Arm]) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {
+        BTreeMap::from([
+            ("pods".to_owned(), json!(plan.pace.pods)),
+            ("watched_ms".to_owned(), json!(plan.pace.idle.as_millis())),
+            (
+                "memory".to_owned(),
+                json!(
+                    "anonymous pages and kernel memory of every proxy + file-backed pages once \
+                     per program"
+                ),
+            ),
+        ])
+    }
+
+    fn visit(&mut self, lab: &Lab<'_>, visit: Visit) -> Result<Vec<(Id, Trial)>, Failure> {
+        let Some(first) = lab.plan.pace.pods.first().copied() else {
+            return Ok(Vec::new());
+        };
+        // Grown anew in every block, so that blocks are independent.
+        let bed = Bed::build(lab, Shape::Fleet(first), visit.arm)?;
+        let mut standing = first;
+        let mut trials = Vec::new();
+        for pods in lab.plan.pace.pods {
+            let began = Instant::now();
+            lab.progress
+                .doing(&format!("R1 · {} · {pods} pods", visit.arm));
+            let missing = (standing..*pods).map(bed::fleet_pod).collect();
+            bed.cluster.add_pods(missing)?;
+            standing = *pods;
+            lab.interrupt.sleep(SETTLE)?;
+            let proxies = bed.proxies_on(1);
+            let before = processor(&proxies)?;
+            let from = Instant::now();
+            lab.interrupt.sleep(lab.plan.pace.idle)?;
+            let used = processor(&proxies)?.saturating_sub(before);
+            let watched = from.elapsed();
+            trials.push((
+                Id::R1,
+                Trial {
+                    arm: visit.arm.name().to_owned(),
+                    point: Point::at(format!("{pods} pods"), f64::from(*pods)),
+                    repeat: 0,
+                    started_s: began.duration_since(lab.started).as_secs_f64(),
+                    duration_s: began.elapsed().as_secs_f64(),
+                    load: None,
+                    histograms: Default::default(),
+                    values: holdings(&proxies, used.as_secs_f64() / watched.as_secs_f64())?,
+                    timelines: Vec::new(),
+                    voids: Vec::new(),
+                    notes: Vec::new(),
+                },
+            ));
+        }
+        Ok(trials)
+    }
+}
+
+fn processor(proxies: &[Proxy]) -> Result<Duration, Failure> {
+    proxies
+        .iter()
+        .filter_map(|proxy| proxy.pid)
+        .map(|pid| Ok(ProcessCpu::read(pid)?.ran))
+        .sum()
+}
+
+fn holdings(proxies: &[Proxy], cores: f64) -> Result<BTreeMap<String, f64>, Failure> {
+    let pids: Vec<u32> = proxies.iter().filter_map(|proxy| proxy.pid).collect();
+    let rollups = pids
+        .iter()
+        .map(|pid| Rollup::read(*pid))
+        .collect::<Result<Vec<_>, _>>()?;
+    let sum: Rollup = rollups.iter().copied().sum();
+    let text = rollups
+        .iter()
+        .map(|one| one.rss.saturating_sub(one.anonymous))
+        .max()
+        .unwrap_or(0);
+    let files = pids
+        .iter()
+        .map(|pid| open_files(*pid))
+        .sum::<Result<u64, _>>()?;
+    let mut charged = 0;
+    let mut kernel = 0;
+    for proxy in proxies {
+        let memory = proxy.cgroup.memory()?;
+        charged += memory.current;
+        kernel += memory.kernel;
+    }
+    Ok(BTreeMap::from([
+        (
+            keys::PROXY_MEMORY.to_owned(),
+            (sum.anonymous + kernel + text) as f64 / MIB,
+        ),
+        (keys::IDLE_CPU.to_owned(), cores * 1000.0),
+        (keys::OPEN_FDS.to_owned(), files as f64),
+        ("anonymous_mib".to_owned(), sum.anonymous as f64 / MIB),
+        ("shared_text_mib".to_owned(), text as f64 / MIB),
+        ("pss_mib".to_owned(), sum.pss as f64 / MIB),
+        ("rss_mib".to_owned(), sum.rss as f64 / MIB),
+        ("cgroup_charged_mib".to_owned(), charged as f64 / MIB),
+        ("cgroup_kernel_mib".to_owned(), kernel as f64 / MIB),
+        ("proxies".to_owned(), proxies.len() as f64),
+    ]))
+}

@@ -1,0 +1,163 @@
+//! The kernel's counters at both ends of a measured window.
+
+use super::drive::Driving;
+use super::{Bed, Failure, Lab};
+use crate::accounting::{BpfPrograms, BpfUse, CpuPressure, MachineCpu, ProcessCpu};
+use crate::load::report::LoadReport;
+use crate::results::{Histograms, LoadCounts, Point, Trial};
+use crate::run::gates::{self, Conditions, Losses};
+use std::time::{Duration, Instant};
+
+/// One look at everything that is counted.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    at: Instant,
+    machine: MachineCpu,
+    pressure: Option<CpuPressure>,
+    generator: ProcessCpu,
+    generator_throttled: u64,
+    proxies_us: u64,
+    proxies_throttled: u64,
+    arm_us: u64,
+    bpf: BpfUse,
+}
+
+/// What was used between two looks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Used {
+    /// Between the looks.
+    pub wall: Duration,
+    /// By everything on the machine.
+    pub machine: MachineCpu,
+    /// By all proxies of the arm, µs.
+    pub proxies_us: f64,
+    /// Quota periods in which a proxy was held back.
+    pub proxies_throttled: u64,
+    /// By all processes of the measured cluster, applications and generator
+    /// included.
+    pub arm: Duration,
+    /// By all others and by kernel threads: cores.
+    pub foreign_cores: f64,
+    /// In kernel programs of the arm's proxies.
+    pub bpf: BpfUse,
+    /// Share of the window in which anything at all waited for a processor.
+    pub machine_stall: Option<f64>,
+    /// What the gates look at.
+    pub conditions: Conditions,
+}
+
+impl Reading {
+    fn take(bed: &Bed, generator: &Driving, programs: &BpfPrograms) -> Result<Self, Failure> {
+        let mut proxies_us = 0;
+        let mut proxies_throttled = 0;
+        for proxy in bed.cluster.proxies() {
+            let cpu = proxy.cgroup.cpu()?;
+            proxies_us += cpu.usage_us;
+            proxies_throttled += cpu.throttled_periods;
+        }
+        // A node on which nothing was started has no cgroup.
+        let arm_us = bed
+            .cluster
+            .nodes()
+            .iter()
+            .filter_map(|node| node.cgroup.cpu().ok())
+            .map(|cpu| cpu.usage_us)
+            .sum();
+        Ok(Self {
+            at: Instant::now(),
+            machine: MachineCpu::read()?,
+            pressure: CpuPressure::read(),
+            generator: ProcessCpu::read(generator.pid())?,
+            generator_throttled: bed.generator_throttled(&generator.pod)?,
+            proxies_us,
+            proxies_throttled,
+            arm_us,
+            bpf: programs.used()?,
+        })
+    }
+
+    fn until(self, later: Self) -> Used {
+        let wall = later.at - self.at;
+        let machine = later.machine - self.machine;
+        let generator = later.generator - self.generator;
+        let arm = Duration::from_micros(later.arm_us.saturating_sub(self.arm_us));
+        Used {
+            wall,
+            machine,
+            proxies_us: later.proxies_us.saturating_sub(self.proxies_us) as f64,
+            proxies_throttled: later
+                .proxies_throttled
+                .saturating_sub(self.proxies_throttled),
+            arm,
+            foreign_cores: (machine.busy_s - arm.as_secs_f64()).max(0.0) / wall.as_secs_f64(),
+            bpf: later.bpf - self.bpf,
+            machine_stall: self
+                .pressure
+                .zip(later.pressure)
+                .map(|(before, after)| after.share_since(before, wall)),
+            conditions: Conditions {
+                steal: machine.steal_share(),
+                generator_stall: Some(generator.waited.as_secs_f64() / wall.as_secs_f64()),
+                generator_throttled: later
+                    .generator_throttled
+                    .saturating_sub(self.generator_throttled),
+            },
+        }
+    }
+}
+
+/// Waits for a generator's window, reads the counters at its ends, and returns
+/// them with the generator's report.
+pub fn measure(
+    lab: &Lab<'_>,
+    bed: &Bed,
+    generator: Driving,
+) -> Result<(LoadReport, Used), Failure> {
+    let programs = bed.bpf_programs();
+    generator.until_begin(lab.interrupt)?;
+    let before = Reading::take(bed, &generator, &programs)?;
+    generator.until_end(lab.interrupt)?;
+    let after = Reading::take(bed, &generator, &programs)?;
+    Ok((generator.report(lab.interrupt)?, before.until(after)))
+}
+
+/// A trial made of a report, with the gates applied.
+pub fn trial(
+    lab: &Lab<'_>,
+    bed: &Bed,
+    point: Point,
+    began: Instant,
+    report: &LoadReport,
+    used: &Used,
+    losses: Losses,
+) -> Trial {
+    let mut trial = Trial {
+        arm: bed.arm.name().to_owned(),
+        point,
+        repeat: 0,
+        started_s: began.duration_since(lab.started).as_secs_f64(),
+        duration_s: began.elapsed().as_secs_f64(),
+        load: Some(LoadCounts::from(report)),
+        histograms: Histograms::from(&report.histograms),
+        values: Default::default(),
+        timelines: Vec::new(),
+        voids: gates::check(report, &used.conditions, losses),
+        notes: Vec::new(),
+    };
+    let mut value = |key: &str, value: f64| {
+        trial.values.insert(key.to_owned(), value);
+    };
+    value("steal_share", used.conditions.steal);
+    if let Some(stall) = used.conditions.generator_stall {
+        value("generator_stall_share", stall);
+    }
+    if let Some(stall) = used.machine_stall {
+        value("machine_stall_share", stall);
+    }
+    value("foreign_cores", used.foreign_cores);
+    value("generator_core_share", report.generator.core_share());
+    if bed.arm.meshed() {
+        value("proxy_throttled_periods", used.proxies_throttled as f64);
+    }
+    trial
+}

@@ -1,0 +1,344 @@
+//! L1 and R2: what a request over a kept connection takes, in time and in
+//! processor.
+//!
+//! Both come from the same trials: one load, timed by the generator and
+//! accounted by the kernel. Rates are shares of the smallest capacity among the
+//! arms, so that no arm is measured near saturation.
+
+use super::bed::Shape;
+use super::capacity;
+use super::drive::Drive;
+use super::meter::{self, Used};
+use super::{Bed, Experiment, Failure, Id, Lab, Visit};
+use crate::accounting::{Baseline, BpfStats, MachineCpu};
+use crate::arm::Arm;
+use crate::load::report::LoadReport;
+use crate::results::{Kind, Metric, Point, Stage, Trial, keys};
+use crate::run::Plan;
+use crate::run::gates::Losses;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// What is asked for: 1 KiB.
+pub(super) const PATH: &str = "/bytes/1024";
+/// Rates where no capacity was sought, requests/s: low for any machine.
+const FIXED_RATE: f64 = 200.0;
+/// Rate at which arms are warmed up, requests/s.
+const SETTLING_RATE: f64 = 100.0;
+/// For how long the idle machine is watched.
+const BASELINE: Duration = Duration::from_secs(1);
+/// A capacity is sought among these: no arm without a proxy can be the smallest,
+/// and `aa` is `sidecar` again.
+const PROBED: [Arm; 2] = [Arm::Sidecar, Arm::Agent];
+
+/// What the reader of a figure in ns has to know of how it came about.
+pub(super) const BPF_STATS_NOTE: &str = "The kernel's BPF statistics were on; they add some tens \
+     of nanoseconds to each run of a program, in the agent arm only.";
+
+#[derive(Clone, Debug)]
+struct Series {
+    name: String,
+    protocol: &'static str,
+    service: &'static str,
+    /// Capacity by arm, requests/s.
+    capacities: BTreeMap<String, f64>,
+}
+
+#[derive(Default)]
+pub struct Steady {
+    series: Vec<Series>,
+    /// The machine while nothing is asked of any arm.
+    baseline: Baseline,
+    bpf_stats: Option<BpfStats>,
+    bpf_missing: Option<String>,
+}
+
+impl Series {
+    fn all(plan: &Plan) -> Vec<Self> {
+        let protocols: &[(&str, &str)] = if plan.pace.all_protocols {
+            &[("HTTP/1.1", "http1"), ("HTTP/2", "http2"), ("gRPC", "grpc")]
+        } else {
+            &[("HTTP/1.1", "http1")]
+        };
+        let services: &[(&str, &str)] = if plan.pace.cross_node {
+            &[("same node", "near"), ("cross node", "far")]
+        } else {
+            &[("same node", "near")]
+        };
+        protocols
+            .iter()
+            .flat_map(|(protocol_name, protocol)| {
+                services.iter().map(move |(path, service)| Self {
+                    name: format!("{protocol_name} · {path}"),
+                    protocol,
+                    service,
+                    capacities: BTreeMap::new(),
+                })
+            })
+            .collect()
+    }
+
+    fn drive(&self, bed: &Bed, rate: f64) -> Result<Drive, Failure> {
+        let url = bed.url(self.service, self.protocol, PATH)?;
+        let mut drive = Drive::new("client", &url, rate);
+        drive.protocol = self.protocol;
+        Ok(drive)
+    }
+
+    /// The points of the sweep with their rates.
+    fn points(&self, plan: &Plan) -> Vec<(Point, f64)> {
+        let capacity = self.capacities.values().copied().reduce(f64::min);
+        match capacity {
+            Some(capacity) => plan
+                .pace
+                .rates
+                .iter()
+                .map(|percent| {
+                    let point = Point::at(format!("{percent} %"), f64::from(*percent));
+                    (point, capacity * f64::from(*percent) / 100.0)
+                })
+                .map(|(point, rate)| (point.in_series(&self.name), rate))
+                .collect(),
+            None => {
+                let point = Point::at(format!("{FIXED_RATE} requests/s"), FIXED_RATE);
+                vec![(point.in_series(&self.name), FIXED_RATE)]
+            }
+        }
+    }
+}
+
+impl Experiment for Steady {
+    fn scenarios(&self) -> &'static [Id] {
+        &[Id::L1, Id::R2]
+    }
+
+    fn shapes(&self, _plan: &Plan) -> Vec<Shape> {
+        vec![Shape::Pair]
+    }
+
+    fn metrics(&self, scenario: Id) -> Vec<Metric> {
+        match scenario {
+            Id::R2 => vec![
+                Metric::value(
+                    keys::PROXY_CPU_PER_REQUEST,
+                    "processor time of the proxies per request",
+                    "µs",
+                    Kind::Cpu,
+                ),
+                Metric::value(
+                    keys::NODE_CPU_PER_REQUEST,
+                    "processor time of the whole machine per request, beyond idle",
+                    "µs",
+                    Kind::Cpu,
+                ),
+                Metric::value(
+                    "cluster_cpu_us_per_request",
+                    "processor time of all processes of the cluster per request",
+                    "µs",
+                    Kind::Cpu,
+                ),
+                Metric::value(
+                    keys::EBPF_PER_REQUEST,
+                    "time in eBPF programs per request",
+                    "ns",
+                    Kind::Cpu,
+                ),
+                Metric::value(
+                    keys::SWITCHES_PER_REQUEST,
+                    "context switches of the machine per request",
+                    "switches",
+                    Kind::Cpu,
+                ),
+            ],
+            _ => [0.5, 0.9, 0.99]
+                .map(|q| Metric::quantile(Stage::Response, q))
+                .into_iter()
+                .chain([Metric::quantile(Stage::Service, 0.5)])
+                .collect(),
+        }
+    }
+
+    fn prepare_estimate(&self, plan: &Plan) -> Duration {
+        let building = Duration::from_millis(1_500) * plan.arms_of(Id::L1).len() as u32;
+        let probing = plan.pace.probe.map_or(Duration::ZERO, |probe| {
+            let steps = 9 + probe.refinements;
+            let series = Series::all(plan).len() as u32;
+            (probe.warmup + probe.step + Duration::from_millis(250)) * steps * series * 2
+        });
+        building + plan.pace.settle + BASELINE + probing
+    }
+
+    fn visit_estimate(&self, plan: &Plan) -> Duration {
+        let points = if plan.pace.probe.is_some() {
+            plan.pace.rates.len()
+        } else {
+            1
+        };
+        let trials = points * Series::all(plan).len();
+        (plan.pace.warmup + plan.pace.window + Duration::from_millis(250)) * trials as u32
+    }
+
+    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
+        let plan = lab.plan;
+        self.series = Series::all(plan);
+        let beds = arms
+            .iter()
+            .map(|arm| lab.bed(Shape::Pair, *arm))
+            .collect::<Result<Vec<_>, _>>()?;
+
+        // The first requests of a proxy pay for handshakes and cold caches.
+        lab.progress.doing("warming up");
+        let mut warming = Vec::new();
+        for bed in &beds {
+            for series in &self.series {
+                let mut drive = series.drive(bed, SETTLING_RATE)?;
+                drive.warmup = Duration::ZERO;
+                drive.window = plan.pace.settle;
+                let begin = Drive::appointment(Duration::ZERO);
+                warming.push(drive.start(&bed.cluster, begin)?);
+            }
+        }
+        for generator in warming {
+            generator.report(lab.interrupt)?;
+        }
+
+        let before = MachineCpu::read()?;
+        let began = Instant::now();
+        lab.interrupt.sleep(BASELINE)?;
+        self.baseline = Baseline::since(before, began)?;
+
+        if let Some(probe) = plan.pace.probe {
+            for bed in beds.iter().filter(|bed| PROBED.contains(&bed.arm)) {
+                for series in &mut self.series {
+                    lab.progress.doing(&format!(
+                        "seeking the capacity of {} ({})",
+                        bed.arm, series.name
+                    ));
+                    let drive = series.drive(bed, SETTLING_RATE)?;
+                    let capacity = capacity::find(lab, bed, &drive, probe)?;
+                    lab.progress.line(&format!(
+                        "capacity of {}, {}: {capacity:.0} requests/s",
+                        bed.arm, series.name
+                    ));
+                    series
+                        .capacities
+                        .insert(bed.arm.name().to_owned(), capacity);
+                }
+            }
+        }
+        if plan.wants(&[Id::R2]) {
+            match BpfStats::enable() {
+                Ok(stats) => self.bpf_stats = Some(stats),
+                Err(error) => self.bpf_missing = Some(error.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    fn parameters(&self, scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {
+        let mut parameters = BTreeMap::from([
+            ("body_bytes".to_owned(), json!(1024)),
+            ("connections".to_owned(), json!(16)),
+            ("timeout_ms".to_owned(), json!(1000)),
+            ("warmup_ms".to_owned(), json!(plan.pace.warmup.as_millis())),
+            ("window_ms".to_owned(), json!(plan.pace.window.as_millis())),
+            ("settle_ms".to_owned(), json!(plan.pace.settle.as_millis())),
+        ]);
+        for series in &self.series {
+            for (point, rate) in series.points(plan) {
+                parameters.insert(format!("rate: {}", point.title()), json!(rate.round()));
+            }
+            for (arm, capacity) in &series.capacities {
+                parameters.insert(
+                    format!("capacity: {}, {arm}", series.name),
+                    json!(capacity.round()),
+                );
+            }
+        }
+        if scenario == Id::R2 {
+            parameters.insert(
+                "idle_busy_cores".to_owned(),
+                json!(self.baseline.busy_cores),
+            );
+        }
+        parameters
+    }
+
+    fn notes(&self, scenario: Id) -> Vec<String> {
+        let mut notes = Vec::new();
+        if scenario == Id::R2 {
+            notes.push(BPF_STATS_NOTE.to_owned());
+            notes.extend(self.baseline.note());
+            if let Some(why) = &self.bpf_missing {
+                notes.push(format!("No figures for eBPF: {why}"));
+            }
+        }
+        notes
+    }
+
+    fn visit(&mut self, lab: &Lab<'_>, visit: Visit) -> Result<Vec<(Id, Trial)>, Failure> {
+        let bed = lab.bed(Shape::Pair, visit.arm)?;
+        let mut trials = Vec::new();
+        for series in &self.series {
+            let points = series.points(lab.plan);
+            let busiest = points.len().saturating_sub(1);
+            for (at, (point, rate)) in points.into_iter().enumerate() {
+                let began = Instant::now();
+                let mut drive = series.drive(&bed, rate)?;
+                drive.seed = lab.plan.schedule(Id::L1, visit.block, &point.title());
+                drive.warmup = lab.plan.pace.warmup;
+                drive.window = lab.plan.pace.window;
+                let generator = drive.start(&bed.cluster, Drive::appointment(drive.warmup))?;
+                let (report, used) = meter::measure(lab, &bed, generator)?;
+                let latency = meter::trial(lab, &bed, point, began, &report, &used, Losses::Void);
+                // At a low rate, what the machine does by itself outweighs the requests.
+                if at == busiest || latency.point.x >= 50.0 {
+                    trials.push((Id::R2, self.efficiency(&latency, &report, &used)));
+                }
+                trials.push((Id::L1, latency));
+            }
+        }
+        Ok(trials)
+    }
+}
+
+impl Steady {
+    /// The same trial with the figures of R2 instead of the histograms.
+    fn efficiency(&self, latency: &Trial, report: &LoadReport, used: &Used) -> Trial {
+        let mut trial = latency.clone();
+        trial.histograms = Default::default();
+        let requests = report.completed as f64;
+        if requests == 0.0 {
+            return trial;
+        }
+        let busy = self.baseline.beyond(used.machine, used.arm, used.wall);
+        let mut value = |key: &str, value: f64| {
+            trial.values.insert(key.to_owned(), value);
+        };
+        value(keys::NODE_CPU_PER_REQUEST, busy * 1e6 / requests);
+        value(
+            "cluster_cpu_us_per_request",
+            used.arm.as_secs_f64() * 1e6 / requests,
+        );
+        value(
+            "softirq_us_per_request",
+            used.machine.softirq_s * 1e6 / requests,
+        );
+        value(
+            keys::SWITCHES_PER_REQUEST,
+            used.machine.switches as f64 / requests,
+        );
+        if latency.arm != Arm::None.name() {
+            value(keys::PROXY_CPU_PER_REQUEST, used.proxies_us / requests);
+            if self.bpf_stats.is_some() {
+                value(
+                    keys::EBPF_PER_REQUEST,
+                    used.bpf.time.as_nanos() as f64 / requests,
+                );
+                value("ebpf_runs_per_request", used.bpf.runs as f64 / requests);
+            }
+        }
+        trial
+    }
+}

@@ -1,0 +1,272 @@
+use super::*;
+use proptest::prelude::*;
+
+const GOOD: &str = r#"
+trustDomain: duet.local
+workloads:
+  - name: web-0
+    serviceAccount: web
+    node: node-1
+    addresses: [10.71.1.2, "fd71:1::2"]
+    mtls: strict
+    opaquePorts: [9000]
+  - namespace: shop
+    name: web-1
+    addresses: ["::ffff:10.71.1.3"]
+    mesh: hbone
+  - name: old
+    mesh: none
+    addresses: [10.71.1.4]
+services:
+  - name: web
+    addresses: [10.96.0.10]
+    ports:
+      - port: 80
+        targetPort: 8080
+        name: http
+        appProtocol: http
+      - port: 9000
+    workloads: [web-0, shop/web-1]
+"#;
+
+fn refused(text: &str) -> String {
+    let problem = parse("mesh.yaml", text).unwrap_err().to_string();
+    assert!(!problem.contains('\n'), "{problem:?} is more than one line");
+    problem
+}
+
+/// `GOOD` with `from` replaced, refused, with the number of that line.
+#[track_caller]
+fn refused_after(from: &str, to: &str) -> String {
+    let line = 1 + GOOD[..GOOD.find(from).expect("part of GOOD")]
+        .matches('\n')
+        .count();
+    let problem = refused(&GOOD.replacen(from, to, 1));
+    let rest = problem.strip_prefix(&format!("mesh.yaml:{line}: "));
+    rest.unwrap_or_else(|| panic!("{problem:?} does not name line {line}"))
+        .to_owned()
+}
+
+#[test]
+fn a_file_is_read_with_its_defaults() {
+    let state = parse("mesh.yaml", GOOD).unwrap();
+    assert_eq!(state.trust_domain, "duet.local");
+    let web_0 = &state.workloads["default/web-0"];
+    assert_eq!(web_0.service_account, "web");
+    assert_eq!(web_0.node, "node-1");
+    assert_eq!(web_0.addresses, ["10.71.1.2", "fd71:1::2"]);
+    assert_eq!(web_0.protocol(), MeshProtocol::Duet);
+    assert_eq!(web_0.mtls(), Mtls::Strict);
+    assert_eq!(web_0.opaque_ports, [9000]);
+    assert_eq!(
+        state.spiffe_id(web_0),
+        "spiffe://duet.local/ns/default/sa/web"
+    );
+    let web_1 = &state.workloads["shop/web-1"];
+    assert_eq!(web_1.addresses, ["10.71.1.3"], "v4-mapped is v4");
+    assert_eq!(web_1.protocol(), MeshProtocol::Hbone);
+    assert_eq!(web_1.mtls(), Mtls::Permissive);
+    assert_eq!(web_1.service_account, "default");
+    assert_eq!(
+        state.workloads["default/old"].protocol(),
+        MeshProtocol::None
+    );
+}
+
+#[test]
+fn a_service_reaches_every_address_of_its_workloads() {
+    let state = parse("mesh.yaml", GOOD).unwrap();
+    let web = &state.services["default/web"];
+    let [http, raw] = web.ports.as_slice() else {
+        panic!("{:?}", web.ports)
+    };
+    assert_eq!(
+        (http.port, http.name.as_str(), http.app_protocol.as_str()),
+        (80, "http", "http")
+    );
+    assert_eq!((raw.port, raw.app_protocol.as_str()), (9000, ""));
+    let reached = |port: &ServicePort| {
+        port.endpoints
+            .iter()
+            .map(|end| format!("{} {} {}", end.address, end.port, end.workload))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        reached(http),
+        [
+            "10.71.1.2 8080 default/web-0",
+            "fd71:1::2 8080 default/web-0",
+            "10.71.1.3 8080 shop/web-1"
+        ]
+    );
+    assert_eq!(raw.endpoints[0].port, 9000, "targetPort is port by default");
+}
+
+#[test]
+fn unknown_fields_are_refused() {
+    assert_eq!(
+        refused_after("mtls: strict", "mtsl: strict"),
+        "unknown field `mtsl`: write one of namespace, name, serviceAccount, node, addresses, \
+         mesh, mtls, opaquePorts"
+    );
+    assert!(refused_after("targetPort: 8080", "target_port: 8080").contains("targetPort"));
+    assert!(
+        refused_after("trustDomain: duet.local", "trustDomian: duet.local").contains("trustDomain")
+    );
+}
+
+#[test]
+fn names_are_unique() {
+    assert_eq!(
+        refused_after("name: old", "name: web-0"),
+        "workloads[2].name: the workload default/web-0 is already on line 4: give each workload \
+         its own name"
+    );
+    let twice = format!("{GOOD}  - name: web\n    ports: [{{port: 1}}]\n");
+    assert!(refused(&twice).contains("the service default/web is already on line 18"));
+}
+
+#[test]
+fn addresses_are_addresses_and_have_one_owner() {
+    for wrong in ["10.71.1.256", "10.71.1.4/24", "10.71.1.4:80", "web", "\"\""] {
+        let problem = refused_after("[10.71.1.4]", &format!("[{wrong}]"));
+        assert!(
+            problem.starts_with("workloads[2].addresses[0]: "),
+            "{problem}"
+        );
+        assert!(
+            problem.contains("write an IPv4 or IPv6 address"),
+            "{problem}"
+        );
+    }
+    assert_eq!(
+        refused_after("[10.71.1.4]", "[\"::ffff:10.71.1.2\"]"),
+        "workloads[2].addresses[0]: 10.71.1.2 already belongs to the workload default/web-0 \
+         (line 7): give the workload default/old its own address"
+    );
+    assert!(refused_after("[10.96.0.10]", "[10.71.1.4]").contains(
+        "services[0].addresses[0]: 10.71.1.4 already belongs to the workload default/old"
+    ));
+    assert!(refused_after("[10.96.0.10]", "[0.0.0.0]").contains("nobody's own"));
+}
+
+#[test]
+fn ports_are_ports() {
+    for wrong in ["0", "65536", "-1", "http", "80.5"] {
+        let problem = refused_after("port: 80\n", &format!("port: {wrong}\n"));
+        assert_eq!(
+            problem,
+            format!(
+                "services[0].ports[0].port: \"{wrong}\" is not a port: write a number from 1 to 65535"
+            )
+        );
+    }
+    assert!(refused_after("targetPort: 8080", "targetPort: 0").contains("ports[0].targetPort"));
+    assert!(refused_after("[9000]", "[9000, 0]").contains("workloads[0].opaquePorts[1]"));
+    assert!(refused_after("port: 9000", "port: 80").contains("80 is given twice"));
+}
+
+#[test]
+fn services_name_workloads_that_exist() {
+    assert_eq!(
+        refused_after("[web-0, shop/web-1]", "[web-0, web-1]"),
+        "services[0].workloads[1]: there is no workload default/web-1: add it under `workloads`, \
+         or write the name of one, as name or namespace/name"
+    );
+    assert!(refused_after("[web-0, shop/web-1]", "[web-0, default/web-0]").contains("given twice"));
+}
+
+#[test]
+fn words_are_the_known_ones() {
+    assert_eq!(
+        refused_after("mesh: hbone", "mesh: ambient"),
+        "workloads[1].mesh: \"ambient\" is not known: write one of duet, hbone, none"
+    );
+    assert!(refused_after("mtls: strict", "mtls: on").contains("permissive, strict"));
+    assert!(refused_after("appProtocol: http", "appProtocol: h2").contains("kubernetes.io/h2c"));
+    assert!(refused_after("name: web-0", "name: ../web").contains("is not a name"));
+    assert!(refused_after("node: node-1", "node: Node_1").contains("workloads[0].node"));
+}
+
+#[test]
+fn strict_needs_a_mesh() {
+    let text = "workloads:\n  - name: a\n    mesh: none\n    mtls: strict\n";
+    assert!(refused(text).starts_with("mesh.yaml:4: workloads[0].mtls: strict cannot hold"));
+}
+
+#[test]
+fn mistakes_of_structure_name_their_line_too() {
+    assert!(refused("").starts_with("mesh.yaml:1: the file is empty"));
+    assert!(refused("services: []\n").contains("`workloads` is missing"));
+    assert_eq!(
+        refused("workloads:\n  - node: a\n    mesh: duet\n  - name: b\n"),
+        "mesh.yaml:3: `name` is missing from what ends with `mesh: duet`: add it"
+    );
+    let problem = refused("workloads:\n  - name: a\n    addresses: 10.0.0.1\n");
+    assert!(
+        problem.starts_with("mesh.yaml:3: `addresses: 10.0.0.1`: "),
+        "{problem}"
+    );
+    let problem = refused("workloads:\n  - name: a\n    node:\n      - b\n");
+    assert!(problem.starts_with("mesh.yaml:4: "), "{problem}");
+    let problem = refused("workloads:\n  - name:\n");
+    assert!(
+        problem.starts_with("mesh.yaml:2: `- name:` has no value"),
+        "{problem}"
+    );
+    let problem = refused("workloads:\n  - name: a\n    name: b\n");
+    assert!(
+        problem.starts_with("mesh.yaml:3: `name` is given twice"),
+        "{problem}"
+    );
+    let problem = refused("workloads: []\n---\nworkloads: []\n");
+    assert!(problem.contains("a second YAML document"), "{problem}");
+    let problem = refused("workloads:\n  - name: \"a\n");
+    assert!(problem.starts_with("mesh.yaml:"), "{problem}");
+    assert!(refused("workloads:\n").starts_with("mesh.yaml:1: "));
+}
+
+#[test]
+fn further_mistakes_are_counted() {
+    let text = "workloads:\n  - name: A\n    addresses: [x]\n    opaquePorts: [0]\n";
+    let problem = refused(text);
+    assert!(
+        problem.starts_with("mesh.yaml:2: workloads[0].name"),
+        "{problem}"
+    );
+    assert!(problem.ends_with("(and 2 more mistakes)"), "{problem}");
+}
+
+#[test]
+fn a_mesh_of_twenty_thousand_fits() {
+    use std::fmt::Write;
+    let mut text = String::from("workloads:\n");
+    for index in 0..20_000u32 {
+        let [_, a, b, c] = (index + 1).to_be_bytes();
+        writeln!(
+            text,
+            "  - name: w{index}\n    serviceAccount: sa\n    node: node-{}\n    addresses: [10.{a}.{b}.{c}]\n    mtls: strict",
+            index % 100
+        )
+        .unwrap();
+    }
+    assert_eq!(parse("mesh.yaml", &text).unwrap().workloads.len(), 20_000);
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_survived(text in ".*") {
+        let _ = parse("mesh.yaml", &text);
+    }
+
+    #[test]
+    fn any_damage_is_survived(at in 0..GOOD.len(), by in "[ -~\n]{0,3}") {
+        let mut text = GOOD.to_owned();
+        text.replace_range(at..=at, &by);
+        if let Err(problem) = parse("mesh.yaml", &text) {
+            let problem = problem.to_string();
+            prop_assert!(problem.starts_with("mesh.yaml:"), "{}", problem);
+            prop_assert!(!problem.contains('\n'));
+        }
+    }
+}

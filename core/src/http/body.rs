@@ -1,0 +1,112 @@
+use bytes::Bytes;
+use h2::RecvStream;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use std::error::Error;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+/// A request's or response's body on its way through. What is attached to it with
+/// [`Body::until_end`] lives until its last byte has gone by.
+pub struct Body {
+    source: Source,
+    held: Option<Box<dyn Send>>,
+}
+
+enum Source {
+    Full(Option<Bytes>),
+    Hyper(Incoming),
+    H2(RecvStream),
+}
+
+impl Body {
+    pub fn empty() -> Self {
+        Self::from(Source::Full(None))
+    }
+
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        Self::from(Source::Full(Some(bytes.into())))
+    }
+
+    /// What comes on an HTTP/2 stream, which `held` is let go of with.
+    pub fn streamed(stream: RecvStream, held: impl Send + 'static) -> Self {
+        Self::from(stream).until_end(held)
+    }
+
+    pub fn until_end(mut self, held: impl Send + 'static) -> Self {
+        self.held = Some(match self.held.take() {
+            Some(before) => Box::new((before, held)),
+            None => Box::new(held),
+        });
+        self
+    }
+}
+
+impl From<Source> for Body {
+    fn from(source: Source) -> Self {
+        Self { source, held: None }
+    }
+}
+
+impl From<Incoming> for Body {
+    fn from(incoming: Incoming) -> Self {
+        Source::Hyper(incoming).into()
+    }
+}
+
+impl From<RecvStream> for Body {
+    fn from(stream: RecvStream) -> Self {
+        Source::H2(stream).into()
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Box<dyn Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let frame = match &mut self.source {
+            Source::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Source::Hyper(incoming) => {
+                ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(Into::into))
+            }
+            Source::H2(stream) => match ready!(stream.poll_data(cx)) {
+                Some(Ok(bytes)) => {
+                    // What was taken is on its way: the sender may send as much again.
+                    let _ = stream.flow_control().release_capacity(bytes.len());
+                    Some(Ok(Frame::data(bytes)))
+                }
+                Some(Err(error)) => Some(Err(error.into())),
+                None => match ready!(stream.poll_trailers(cx)) {
+                    Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
+                    Err(error) => Some(Err(error.into())),
+                },
+            },
+        };
+        if frame.is_none() {
+            self.held = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Full(bytes) => bytes.is_none(),
+            Source::Hyper(incoming) => incoming.is_end_stream(),
+            Source::H2(stream) => stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Source::Hyper(incoming) => incoming.size_hint(),
+            Source::H2(_) => SizeHint::default(),
+        }
+    }
+}

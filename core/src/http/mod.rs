@@ -1,0 +1,16 @@
+//! HTTP as it passes through: one body type, the header rules, the answers that
+//! the proxy makes itself, and serving a client's connection.
+
+mod body;
+mod headers;
+pub mod limits;
+mod serve;
+mod synthesize;
+
+pub use body::Body;
+pub use headers::{
+    APP_PROTOCOL, DESTINATION, for_application, for_mesh, for_plaintext, is_upgrade, name_client,
+    response,
+};
+pub use serve::serve;
+pub use synthesize::{failure, is_failure, is_grpc};

@@ -1,0 +1,70 @@
+//! Answers that the proxy makes itself. A client is told in its own protocol that,
+//! and why, there is no answer from the server; `duet-proxy-error` tells a person.
+
+use super::Body;
+use crate::upstream::UpstreamError;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
+use http::{HeaderValue, Request, Response, StatusCode};
+
+/// <https://grpc.github.io/grpc/core/md_doc_statuscodes.html>
+const GRPC_UNAVAILABLE: &str = "14";
+const GRPC_DEADLINE_EXCEEDED: &str = "4";
+
+/// Why the proxy, and not the server, answers.
+const PROXY_ERROR: HeaderName = HeaderName::from_static("duet-proxy-error");
+
+/// Whether a proxy on the way answered in the server's place.
+pub fn is_failure<B>(response: &Response<B>) -> bool {
+    response.headers().contains_key(PROXY_ERROR)
+}
+
+pub fn failure(error: &UpstreamError, grpc: bool) -> Response<Body> {
+    let status = match error {
+        UpstreamError::ConnectTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
+        UpstreamError::NoEndpoints
+        | UpstreamError::NotReady(_)
+        | UpstreamError::Unknown(_)
+        | UpstreamError::Connect { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        UpstreamError::NotLocal(_) => StatusCode::MISDIRECTED_REQUEST,
+        UpstreamError::ConnectMethod => StatusCode::NOT_IMPLEMENTED,
+        UpstreamError::Handshake { .. }
+        | UpstreamError::Identity { .. }
+        | UpstreamError::Http(_) => StatusCode::BAD_GATEWAY,
+    };
+    let reason = error.to_string();
+    let mut response = if grpc {
+        let code = match status {
+            StatusCode::GATEWAY_TIMEOUT => GRPC_DEADLINE_EXCEEDED,
+            _ => GRPC_UNAVAILABLE,
+        };
+        let mut response = Response::new(Body::empty());
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from_static(code));
+        headers.insert("grpc-message", header(&reason));
+        response
+    } else {
+        let text = format!("{reason}\n");
+        let length = HeaderValue::from(text.len());
+        let mut response = Response::new(Body::full(text));
+        response.headers_mut().insert(CONTENT_LENGTH, length);
+        *response.status_mut() = status;
+        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(CONTENT_TYPE, plain);
+        response
+    };
+    response.headers_mut().insert(PROXY_ERROR, header(&reason));
+    response
+}
+
+fn header(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("unprintable"))
+}
+
+/// Whoever asks in gRPC wants to be refused in gRPC.
+pub fn is_grpc<B>(request: &Request<B>) -> bool {
+    request
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}

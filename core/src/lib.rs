@@ -1,0 +1,53 @@
+//! The proxy that both of Duet's placements run.
+//!
+//! A mode builds a [`Capture`] for each workload and hands it to a [`Proxy`]; all
+//! the rest is here, in the order in which a connection meets it: [`capture`] is
+//! the seam, `outbound` and `inbound` are the two stories, `detect`, `directory`,
+//! `balance`, `upstream` and `relay` are what happens on the way, `http` is what
+//! must change in a message, `identity` who is who.
+#![forbid(unsafe_code)]
+
+pub mod capture;
+pub mod config;
+
+mod admin;
+mod balance;
+mod control;
+mod detect;
+mod directory;
+mod http;
+mod identity;
+mod inbound;
+mod local;
+mod outbound;
+mod proxy;
+mod ready;
+mod relay;
+mod runtime;
+mod telemetry;
+mod upstream;
+
+/// The API between duet-control and every proxy, generated from `proto/duet.proto`.
+pub mod api {
+    #![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+    tonic::include_proto!("duet.v1alpha1");
+}
+
+pub use capture::{Capture, Direction, Kernel, OrigDst, WorkloadName};
+pub use config::ProxyArgs;
+pub use proxy::{Error, Proxy, Workload};
+pub use ready::ReadyGuard;
+pub use runtime::run;
+
+/// What makes two binaries the same core; see `build.rs`.
+pub const CORE_FINGERPRINT: &str = env!("CORE_FINGERPRINT");
+/// rustc's opt-level: the bench refuses "0".
+pub const OPT_LEVEL: &str = env!("CORE_OPT_LEVEL");
+/// For `--version`.
+pub const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " core=",
+    env!("CORE_FINGERPRINT"),
+    " opt=",
+    env!("CORE_OPT_LEVEL")
+);

@@ -1,0 +1,211 @@
+//! A workload that this proxy serves, and what its connections share.
+
+use crate::capture::{Direction, Kernel, WorkloadName};
+use crate::detect::Detected;
+use crate::identity::{Certificate, Held};
+use crate::proxy::Shared;
+use crate::relay::relay;
+use crate::telemetry::{ConnectionLine, Failure, Meters, Peer, at_end};
+use crate::upstream::{Io, UpstreamError, Upstreams};
+use parking_lot::Mutex;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long a connection waits for what the proxy does not know yet: the first
+/// snapshot, the workload's certificate.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub(crate) struct Local {
+    pub name: WorkloadName,
+    pub shared: Arc<Shared>,
+    pub kernel: Arc<dyn Kernel>,
+    pub upstreams: Upstreams,
+    /// Graceful: what is open may finish.
+    pub drain: CancellationToken,
+    /// At once.
+    pub cancel: CancellationToken,
+    pub tasks: TaskTracker,
+    identity: watch::Sender<Option<Arc<Held>>>,
+    /// Connections that a failed lookup must not log again and again.
+    last_warning: Mutex<Option<Instant>>,
+}
+
+impl Local {
+    pub fn new(name: WorkloadName, kernel: Arc<dyn Kernel>, shared: Arc<Shared>) -> Arc<Self> {
+        let cancel = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        Arc::new(Self {
+            upstreams: Upstreams::new(
+                kernel.clone(),
+                shared.args.connect_timeout,
+                cancel.child_token(),
+                tasks.clone(),
+            ),
+            drain: shared.drain.child_token(),
+            tasks,
+            identity: watch::Sender::new(None),
+            last_warning: Mutex::default(),
+            name,
+            shared,
+            kernel,
+            cancel,
+        })
+    }
+
+    /// Holds the identity that discovery says the workload has, while it says so.
+    pub async fn follow_identity(self: Arc<Self>) {
+        let mut version = self.shared.directory.version();
+        loop {
+            let wanted = self
+                .shared
+                .directory
+                .workload(&self.name)
+                .map(|found| found.identity.clone());
+            let held = self
+                .identity
+                .borrow()
+                .as_ref()
+                .map(|held| held.identity().clone());
+            if wanted != held {
+                // Connections made in the old name take no more streams; the key goes
+                // with the last of them.
+                let new = wanted.map(|wanted| self.shared.identities.hold(&wanted, &self.name));
+                if let Some(old) = self.identity.send_replace(new) {
+                    old.release(&self.name);
+                }
+                self.upstreams.clear();
+            }
+            if version.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    pub fn forget_identity(&self) {
+        if let Some(held) = self.identity.send_replace(None) {
+            held.release(&self.name);
+        }
+        self.upstreams.clear();
+    }
+
+    /// Changes when the workload becomes somebody else.
+    pub fn watch_identity(&self) -> watch::Receiver<Option<Arc<Held>>> {
+        self.identity.subscribe()
+    }
+
+    pub fn identity(&self) -> Option<Arc<Held>> {
+        self.identity.borrow().clone()
+    }
+
+    /// The workload's certificate, waited for if it is not there yet.
+    pub async fn certificate(&self) -> Result<Arc<Certificate>, UpstreamError> {
+        if let Some(certificate) = self.identity().and_then(|held| held.certificate()) {
+            return Ok(certificate);
+        }
+        let waited = tokio::time::timeout(PATIENCE, self.ready());
+        waited
+            .await
+            .ok()
+            .flatten()
+            .ok_or_else(|| UpstreamError::NotReady(format!("the identity of {}", self.name)))
+    }
+
+    /// Waits, as long as it takes, for a certificate.
+    pub async fn ready(&self) -> Option<Arc<Certificate>> {
+        let mut identity = self.identity.subscribe();
+        loop {
+            let held = identity.borrow_and_update().clone();
+            let Some(held) = held else {
+                identity.changed().await.ok()?;
+                continue;
+            };
+            // The identity may become another one before this one has a certificate.
+            tokio::select! {
+                certificate = held.ready() => return certificate,
+                changed = identity.changed() => changed.ok()?,
+            }
+        }
+    }
+
+    /// Until the first snapshot nobody knows who is in the mesh, and nothing may
+    /// leave in the belief that its destination is not.
+    pub async fn discovered(&self) -> Result<(), UpstreamError> {
+        let mut version = self.shared.directory.version();
+        let known = tokio::time::timeout(PATIENCE, version.wait_for(|version| *version > 0)).await;
+        match known {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(UpstreamError::NotReady("the mesh".to_owned())),
+        }
+    }
+
+    pub fn meters(&self, direction: Direction, peer: Peer) -> Arc<Meters> {
+        self.shared.metrics.meters(direction, &self.name, peer)
+    }
+
+    pub fn failed(&self, direction: Direction, why: Failure, error: &dyn std::fmt::Display) {
+        self.shared.metrics.failed(direction, &self.name, why);
+        let mut last = self.last_warning.lock();
+        // One line a second is enough for a person; the counter has them all.
+        if last.is_none_or(|last| last.elapsed() > Duration::from_secs(1)) {
+            *last = Some(Instant::now());
+            tracing::warn!(workload = %self.name, direction = direction.as_str(), reason = why.as_str(), "{error}");
+        }
+    }
+
+    /// Opaque bytes between a client and a server, and what is to be told of them.
+    /// `ends` are the two's addresses.
+    pub async fn join(
+        &self,
+        direction: Direction,
+        (client, server): (SocketAddr, SocketAddr),
+        peer: Peer,
+        mut near: impl Io,
+        mut far: impl Io,
+    ) {
+        let started = Instant::now();
+        let meters = self.meters(direction, peer.clone());
+        meters.opened.inc();
+        meters.active.inc();
+        let active = at_end(|| meters.active.dec());
+        let relayed = relay(&mut near, &mut far).await;
+        drop(active);
+        meters.sent.inc_by(relayed.sent);
+        meters.received.inc_by(relayed.received);
+        meters.closed(relayed.end_name());
+        if self.shared.log.is_on() {
+            let line = ConnectionLine {
+                direction,
+                workload: self.name.clone(),
+                client,
+                server,
+                peer: peer.name.to_string(),
+                tls: peer.tls,
+            };
+            let bytes = (relayed.sent, relayed.received);
+            let error = relayed.end.err().map(|error| error.to_string());
+            let took = started.elapsed();
+            self.shared.log.connection(&line, bytes, took, error);
+        }
+    }
+
+    /// What the client speaks; a time-out is counted.
+    pub async fn detect(
+        &self,
+        stream: TcpStream,
+        hint: Option<crate::detect::Protocol>,
+        direction: Direction,
+    ) -> std::io::Result<Detected<TcpStream>> {
+        let detected = crate::detect::detect(stream, hint, self.shared.args.detect_timeout).await?;
+        if detected.timed_out {
+            self.shared
+                .metrics
+                .detection_timed_out(direction, &self.name);
+        }
+        Ok(detected)
+    }
+}

@@ -1,0 +1,267 @@
+//! A running proxy: the workloads it serves, from their first connection to their last.
+
+use crate::admin;
+use crate::capture::{Capture, WorkloadName};
+use crate::config::ProxyArgs;
+use crate::control::Control;
+use crate::directory::Directory;
+use crate::identity::Identities;
+use crate::local::Local;
+use crate::ready::{Readiness, ReadyGuard};
+use crate::telemetry::{AccessLog, Metrics};
+use crate::{inbound, outbound, runtime};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// How long accepting pauses when the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Something the user wrote is wrong.
+    #[error("{0}")]
+    Config(String),
+    #[error("{what} {address}: {reason}")]
+    Listen {
+        what: &'static str,
+        address: SocketAddr,
+        reason: std::io::Error,
+    },
+    /// A mode's own failure.
+    #[error("{0}")]
+    Mode(String),
+}
+
+/// Everything that all workloads of this proxy share.
+pub(crate) struct Shared {
+    pub args: ProxyArgs,
+    pub mode: &'static str,
+    pub node: String,
+    pub directory: Arc<Directory>,
+    pub identities: Identities,
+    pub metrics: Arc<Metrics>,
+    pub log: AccessLog,
+    pub readiness: Readiness,
+    pub locals: Mutex<BTreeMap<WorkloadName, Arc<Local>>>,
+    pub drain: CancellationToken,
+    pub shutdown: Notify,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Proxy(Arc<Shared>);
+
+/// A workload the proxy serves. Dropping it changes nothing; [`Workload::remove`]
+/// ends it.
+pub struct Workload(Arc<Local>);
+
+impl Proxy {
+    /// Starts what does not depend on a workload: the control-plane client and the
+    /// admin servers. `mode` and `node` are what the proxy calls itself.
+    pub async fn start(args: ProxyArgs, mode: &'static str, node: String) -> Result<Self, Error> {
+        if !args.admin.ip().is_loopback() {
+            let admin = args.admin;
+            return Err(Error::Config(format!(
+                "--admin {admin}: write a loopback address, as 127.0.0.1:15000"
+            )));
+        }
+        let control =
+            Control::new(&args, format!("{mode} {node}"), node.clone()).map_err(Error::Config)?;
+        let workers = runtime::workers(&args);
+        let metrics = Arc::new(Metrics::new(mode, workers));
+        let shared = Arc::new(Shared {
+            directory: Arc::default(),
+            identities: Identities::new(control.clone(), metrics.clone()),
+            metrics,
+            log: AccessLog::new(args.access_log),
+            readiness: Readiness::default(),
+            locals: Mutex::default(),
+            drain: CancellationToken::new(),
+            shutdown: Notify::new(),
+            args,
+            mode,
+            node,
+        });
+        admin::serve(&shared).await?;
+
+        let discovered = shared
+            .readiness
+            .not_until("discovery: no snapshot from duet-control yet");
+        let mut version = shared.directory.version();
+        tokio::spawn(async move {
+            let _ = version.wait_for(|version| *version > 0).await;
+            drop(discovered);
+        });
+        tokio::spawn(control.watch(shared.directory.clone()));
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            core = crate::CORE_FINGERPRINT,
+            mode,
+            node = shared.node,
+            workers,
+            "duet proxy started"
+        );
+        Ok(Self(shared))
+    }
+
+    /// Takes charge of a workload's connections. Returns at once: they wait until
+    /// the workload's identity is known.
+    pub fn add(&self, name: WorkloadName, capture: Capture) -> Workload {
+        let local = Local::new(name.clone(), capture.kernel, self.0.clone());
+        for listener in capture.outbound {
+            accept(local.clone(), listener, outbound::connection);
+        }
+        for listener in capture.inbound {
+            accept(local.clone(), listener, inbound::plaintext);
+        }
+        for listener in capture.mesh {
+            accept(local.clone(), listener, inbound::mesh);
+        }
+        let identity = local.clone().follow_identity();
+        local
+            .tasks
+            .spawn(local.cancel.clone().run_until_cancelled_owned(identity));
+
+        let mut locals = self.0.locals.lock();
+        if let Some(replaced) = locals.insert(name, local.clone()) {
+            replaced.cancel.cancel();
+        }
+        self.0.metrics.workloads(locals.len());
+        Workload(local)
+    }
+
+    /// Adds the mode's own guard: /ready names `what` until the guard is dropped.
+    pub fn not_ready_until(&self, what: impl Into<String>) -> ReadyGuard {
+        self.0.readiness.not_until(what)
+    }
+
+    /// The registry behind /metrics, for a mode's own few metrics.
+    pub fn registry(&self) -> &prometheus::Registry {
+        self.0.metrics.registry()
+    }
+
+    /// Waits for SIGTERM, SIGINT or POST /shutdown, then closes all listeners and
+    /// lets what is open finish within the drain time-out.
+    pub async fn run_until_shutdown(self) {
+        let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be handled");
+        let mut interrupt = signal(SignalKind::interrupt()).expect("SIGINT can be handled");
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = self.0.shutdown.notified() => {}
+        }
+        let timeout = self.0.args.drain_timeout;
+        tracing::info!(?timeout, "draining");
+        self.0.readiness.drain();
+        self.0.drain.cancel();
+        let locals: Vec<_> = self.0.locals.lock().values().cloned().collect();
+        let drained = async {
+            for local in &locals {
+                // Identity and pooled connections are of no use to a proxy that
+                // only waits for what is open.
+                local.tasks.close();
+                while local.tasks.len() > 1 {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+        };
+        match tokio::time::timeout(timeout, drained).await {
+            Ok(()) => tracing::info!("drained"),
+            Err(_) => {
+                let left: usize = locals
+                    .iter()
+                    .map(|local| local.tasks.len().saturating_sub(1))
+                    .sum();
+                tracing::warn!(left, "drain time-out: connections are cut");
+            }
+        }
+        for local in &locals {
+            local.cancel.cancel();
+        }
+    }
+}
+
+impl Workload {
+    pub fn name(&self) -> &WorkloadName {
+        &self.0.name
+    }
+
+    /// Ends once the workload has a certificate, or is removed. It may outlive
+    /// this handle.
+    pub fn ready(&self) -> impl Future<Output = ()> + Send + use<> {
+        let local = self.0.clone();
+        async move {
+            local.cancel.run_until_cancelled(local.ready()).await;
+        }
+    }
+
+    /// Closes the listeners, ends the connections, forgets the key.
+    pub async fn remove(self) {
+        let Self(local) = self;
+        local.cancel.cancel();
+        local.tasks.close();
+        local.tasks.wait().await;
+        local.forget_identity();
+        let mut locals = local.shared.locals.lock();
+        if locals
+            .get(&local.name)
+            .is_some_and(|known| Arc::ptr_eq(known, &local))
+        {
+            locals.remove(&local.name);
+            local.shared.metrics.forget_workload(&local.name);
+        }
+        local.shared.metrics.workloads(locals.len());
+    }
+}
+
+/// Accepts until the workload drains, and runs `story` for each connection.
+fn accept<F>(
+    local: Arc<Local>,
+    listener: TcpListener,
+    story: impl Fn(Arc<Local>, TcpStream, SocketAddr) -> F + Send + 'static,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let tasks = local.tasks.clone();
+    tasks.spawn(async move {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = local.drain.cancelled() => return,
+                () = local.cancel.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, client)) => {
+                    let _ = stream.set_nodelay(true);
+                    let client = crate::capture::canonical(client);
+                    let connection = story(local.clone(), stream, client);
+                    let cancel = local.cancel.clone();
+                    local
+                        .tasks
+                        .spawn(cancel.run_until_cancelled_owned(connection));
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::warn!(workload = %local.name, %error, "accepting");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    });
+}
+
+/// The client was gone before it was accepted.
+fn is_of_one_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset
+    )
+}

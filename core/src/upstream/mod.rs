@@ -1,0 +1,411 @@
+//! Connections that the proxy makes on a workload's behalf: to peers of the mesh
+//! over mTLS, to everything else, the application itself included, in plaintext.
+//!
+//! Whether a target is reached over the mesh is decided by discovery, before
+//! anything is connected. If it is, nothing but a handshake with the expected
+//! identity will do: there is no way from here to plaintext.
+
+mod h1;
+mod h2;
+mod tunnel;
+
+pub use tunnel::{Tunnel, send_body};
+
+use crate::capture::{Kernel, MESH_PORT, WorkloadName};
+use crate::directory::Transport;
+use crate::http::{self as message, Body};
+use crate::identity::{Certificate, Identity, unexpected_peer};
+use crate::relay::Abort;
+use crate::telemetry::Failure;
+use ::http::{Request, Response, StatusCode, Version};
+use dashmap::DashMap;
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use std::hash::Hash;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A peer that accepted a connection must have finished its handshake by then.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A peer that vanished without a word (its node died) is noticed when what was
+/// sent stays unacknowledged this long (RFC 5482), or after three silent probes.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+const PROBE_AFTER: Duration = Duration::from_secs(15);
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// Where bytes go: a TCP connection or a tunnel through the mesh.
+pub trait Io: AsyncRead + AsyncWrite + Abort + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Abort + Unpin + Send> Io for T {}
+
+impl Abort for Box<dyn Io> {
+    fn abort(&mut self) {
+        (**self).abort();
+    }
+}
+
+/// One address to reach, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Target {
+    pub address: SocketAddr,
+    /// The identity that must answer, if the address is in the mesh.
+    pub peer: Option<Identity>,
+    pub native_http: bool,
+}
+
+impl Target {
+    pub fn plaintext(address: SocketAddr) -> Self {
+        Self {
+            address,
+            peer: None,
+            native_http: false,
+        }
+    }
+
+    pub fn mesh(address: SocketAddr, peer: Identity, transport: Transport) -> Self {
+        Self {
+            address,
+            peer: Some(peer),
+            native_http: transport == Transport::Duet,
+        }
+    }
+}
+
+/// Why there was no answer. Cloned to all that waited for one connection.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum UpstreamError {
+    #[error("the service has no endpoints")]
+    NoEndpoints,
+    #[error("{0} is not known yet")]
+    NotReady(String),
+    #[error("{0} is not an address of this workload")]
+    NotLocal(String),
+    #[error("connecting to {address}: {reason}")]
+    Connect {
+        address: SocketAddr,
+        reason: Arc<io::Error>,
+    },
+    #[error("connecting to {0} timed out")]
+    ConnectTimeout(SocketAddr),
+    #[error("mTLS with {address}: {reason}")]
+    Handshake {
+        address: SocketAddr,
+        reason: Arc<str>,
+    },
+    /// An endpoint names a workload that discovery does not.
+    #[error("workload {0} is not known yet")]
+    Unknown(WorkloadName),
+    /// Somebody else answers there.
+    #[error("mTLS with {address}: {reason}")]
+    Identity {
+        address: SocketAddr,
+        reason: Arc<str>,
+    },
+    #[error("{0}")]
+    Http(Arc<str>),
+    /// RFC 9110 §9.3.6: it asks for a tunnel of whoever it was sent to, and would ask
+    /// the next proxy instead.
+    #[error("CONNECT is not passed on")]
+    ConnectMethod,
+}
+
+impl UpstreamError {
+    pub const fn failure(&self) -> Failure {
+        match self {
+            Self::NoEndpoints => Failure::NoEndpoints,
+            Self::NotReady(_) | Self::Unknown(_) | Self::Identity { .. } => Failure::Identity,
+            Self::NotLocal(_) => Failure::NotLocal,
+            Self::Connect { .. } => Failure::Connect,
+            Self::ConnectTimeout(_) => Failure::ConnectTimeout,
+            Self::Handshake { .. } => Failure::Handshake,
+            Self::Http(_) | Self::ConnectMethod => Failure::Upstream,
+        }
+    }
+
+    /// Nothing of the request has left, so another endpoint may be asked.
+    pub const fn is_unsent(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect { .. }
+                | Self::ConnectTimeout(_)
+                | Self::Handshake { .. }
+                | Self::Identity { .. }
+                | Self::Unknown(_)
+        )
+    }
+
+    fn handshake(address: SocketAddr, reason: impl ToString) -> Self {
+        Self::Handshake {
+            address,
+            reason: reason.to_string().into(),
+        }
+    }
+
+    fn http(reason: impl ToString) -> Self {
+        Self::Http(reason.to_string().into())
+    }
+}
+
+/// What is kept for each place that was connected to.
+type Places<K, V> = DashMap<K, Arc<V>>;
+
+/// The connections of one workload.
+pub struct Upstreams {
+    kernel: Arc<dyn Kernel>,
+    connect_timeout: Duration,
+    h1: Arc<Places<Target, h1::Pool>>,
+    h2: Arc<Places<(SocketAddr, Option<Identity>), h2::Shared>>,
+    /// Ends every connection.
+    cancel: CancellationToken,
+    /// What a drain waits for.
+    tasks: TaskTracker,
+}
+
+/// Where one HTTP request can be sent now.
+pub enum Place {
+    Http1(SendRequest<Body>),
+    Http2(h2::Stream),
+}
+
+impl Upstreams {
+    pub fn new(
+        kernel: Arc<dyn Kernel>,
+        connect_timeout: Duration,
+        cancel: CancellationToken,
+        tasks: TaskTracker,
+    ) -> Self {
+        let (h1, h2) = (Arc::default(), Arc::default());
+        let sweep = sweep(Arc::clone(&h1), Arc::clone(&h2));
+        tokio::spawn(cancel.clone().run_until_cancelled_owned(sweep));
+        Self {
+            kernel,
+            connect_timeout,
+            h1,
+            h2,
+            cancel,
+            tasks,
+        }
+    }
+
+    /// Forgets the connections that are pooled; those in use go on until their
+    /// last stream ends.
+    pub fn clear(&self) {
+        self.h1.clear();
+        self.h2.clear();
+    }
+
+    /// A stream of bytes to `target`. With `http1`, a meshed receiver is told that
+    /// the bytes are HTTP/1.
+    pub async fn open(
+        &self,
+        target: &Target,
+        http1: bool,
+        certificate: impl AsyncFnOnce() -> Result<Arc<Certificate>, UpstreamError>,
+    ) -> Result<Box<dyn Io>, UpstreamError> {
+        let Some(peer) = &target.peer else {
+            return Ok(Box::new(self.tcp(target.address).await?));
+        };
+        let stream = self.mesh(target.address, peer, certificate).await?;
+        let mut request = Request::connect(target.address.to_string())
+            .version(Version::HTTP_2)
+            .body(())
+            .map_err(UpstreamError::http)?;
+        if http1 {
+            let inside = ::http::HeaderValue::from_static("http/1.1");
+            request.headers_mut().insert(message::APP_PROTOCOL, inside);
+        }
+        Ok(Box::new(stream.connect(request).await?))
+    }
+
+    /// A place for one HTTP request of `version` to `target`, on a connection that
+    /// stands.
+    pub async fn reserve(
+        &self,
+        target: &Target,
+        version: Version,
+        certificate: impl AsyncFnOnce() -> Result<Arc<Certificate>, UpstreamError>,
+    ) -> Result<Place, UpstreamError> {
+        match &target.peer {
+            Some(peer) if target.native_http => {
+                let stream = self.mesh(target.address, peer, certificate).await?;
+                Ok(Place::Http2(stream))
+            }
+            None if version == Version::HTTP_2 => {
+                let shared = get_or_default(&self.h2, (target.address, None));
+                let connect = async || {
+                    let tcp = self.tcp(target.address).await?;
+                    h2::Connection::establish(tcp, target.address, None, self.cancel.clone()).await
+                };
+                Ok(Place::Http2(shared.get(connect).await?))
+            }
+            _ if version == Version::HTTP_2 => {
+                // A peer that only has tunnels: HTTP/2 inside one, for this request.
+                let tunnel = self.open(target, false, certificate).await?;
+                let connection =
+                    h2::Connection::establish(tunnel, target.address, None, self.cancel.clone());
+                Ok(Place::Http2(connection.await?.first()?))
+            }
+            _ => {
+                let idle = get_or_default(&self.h1, target.clone()).take();
+                Ok(Place::Http1(match idle {
+                    Some(idle) => idle,
+                    None => self.http1(target, certificate).await?,
+                }))
+            }
+        }
+    }
+
+    /// Sends an HTTP request as it is; its version and headers fit the target.
+    pub async fn send(
+        &self,
+        place: Place,
+        target: &Target,
+        request: Request<Body>,
+        certificate: impl AsyncFnOnce() -> Result<Arc<Certificate>, UpstreamError>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        match place {
+            Place::Http2(stream) => stream.request(request).await,
+            Place::Http1(sender) => {
+                let connect = async || self.http1(target, certificate).await;
+                let pool = get_or_default(&self.h1, target.clone());
+                pool.request(sender, request, connect).await
+            }
+        }
+    }
+
+    async fn http1(
+        &self,
+        target: &Target,
+        certificate: impl AsyncFnOnce() -> Result<Arc<Certificate>, UpstreamError>,
+    ) -> Result<SendRequest<Body>, UpstreamError> {
+        let io = self.open(target, true, certificate).await?;
+        h1::connect(io, &self.cancel).await
+    }
+
+    /// Sends a request that wants to leave HTTP on a connection of its own, and
+    /// joins both sides if it may.
+    pub async fn upgrade(
+        &self,
+        io: Box<dyn Io>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))
+            .await
+            .map_err(UpstreamError::http)?;
+        let connection = connection.with_upgrades();
+        tokio::spawn(self.cancel.clone().run_until_cancelled_owned(connection));
+
+        let client = hyper::upgrade::on(&mut request);
+        let mut response = sender
+            .send_request(request)
+            .await
+            .map_err(UpstreamError::http)?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(response.map(Body::from));
+        }
+        let server = hyper::upgrade::on(&mut response);
+        let joined = async move {
+            if let (Ok(client), Ok(server)) = tokio::join!(client, server) {
+                let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+                // Either side's failure closes both: HTTP upgrades have no reset.
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            }
+        };
+        // It has left HTTP, but it is still a connection that a drain waits for.
+        self.tasks
+            .spawn(self.cancel.clone().run_until_cancelled_owned(joined));
+        Ok(response.map(|_| Body::empty()))
+    }
+
+    /// A stream to a peer, on a connection that is made if need be.
+    async fn mesh(
+        &self,
+        address: SocketAddr,
+        peer: &Identity,
+        certificate: impl AsyncFnOnce() -> Result<Arc<Certificate>, UpstreamError>,
+    ) -> Result<h2::Stream, UpstreamError> {
+        let address = SocketAddr::new(address.ip(), MESH_PORT);
+        let shared = get_or_default(&self.h2, (address, Some(peer.clone())));
+        let connect = async || {
+            let certificate = certificate().await?;
+            let tls = certificate
+                .client(peer.clone())
+                .map_err(|error| UpstreamError::handshake(address, error))?;
+            let tcp = self.tcp(address).await?;
+            watch_peer(&tcp);
+            let name = ServerName::IpAddress(address.ip().into());
+            let handshake = TlsConnector::from(tls).connect(name, tcp);
+            let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
+                .await
+                .map_err(|_| UpstreamError::handshake(address, "timed out"))?
+                .map_err(|error| match unexpected_peer(&error) {
+                    Some(unexpected) => UpstreamError::Identity {
+                        address,
+                        reason: unexpected.to_string().into(),
+                    },
+                    None => UpstreamError::handshake(address, error),
+                })?;
+            let expires = Some(certificate.not_after);
+            h2::Connection::establish(stream, address, expires, self.cancel.clone()).await
+        };
+        shared.get(connect).await
+    }
+
+    async fn tcp(&self, address: SocketAddr) -> Result<TcpStream, UpstreamError> {
+        let failed = |reason| UpstreamError::Connect {
+            address,
+            reason: Arc::new(reason),
+        };
+        let socket = self.kernel.socket(address).map_err(failed)?;
+        let stream = tokio::time::timeout(self.connect_timeout, socket.connect(address))
+            .await
+            .map_err(|_| UpstreamError::ConnectTimeout(address))?
+            .map_err(failed)?;
+        stream.set_nodelay(true).map_err(failed)?;
+        Ok(stream)
+    }
+}
+
+/// Forgets places that nothing leads to any more, and closes connections that were
+/// kept for nothing: without a next request nobody else would.
+async fn sweep(
+    h1: Arc<Places<Target, h1::Pool>>,
+    h2: Arc<Places<(SocketAddr, Option<Identity>), h2::Shared>>,
+) {
+    loop {
+        tokio::time::sleep(h1::IDLE_TIMEOUT).await;
+        // Clones are made under the map's lock only, so one that is alone stays so.
+        h1.retain(|_, pool| !(pool.sweep() && Arc::strong_count(pool) == 1));
+        h2.retain(|_, shared| !(shared.sweep() && Arc::strong_count(shared) == 1));
+    }
+}
+
+/// The entry of `key`. Most are there already, and reading does not exclude readers.
+fn get_or_default<K: Eq + Hash, V: Default>(map: &Places<K, V>, key: K) -> Arc<V> {
+    if let Some(known) = map.get(&key) {
+        return known.clone();
+    }
+    map.entry(key).or_default().clone()
+}
+
+pub fn watch_peer(stream: &TcpStream) {
+    let socket = socket2::SockRef::from(stream);
+    let probes = socket2::TcpKeepalive::new()
+        .with_time(PROBE_AFTER)
+        .with_interval(PROBE_EVERY)
+        .with_retries(3);
+    let watched = socket
+        .set_tcp_keepalive(&probes)
+        .and_then(|()| socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED)));
+    if let Err(error) = watched {
+        tracing::debug!(%error, "a vanished peer will be noticed late");
+    }
+}

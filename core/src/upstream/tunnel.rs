@@ -1,0 +1,199 @@
+//! Bytes in an HTTP/2 stream: a tunnel (CONNECT, RFC 9113 §8.5) and a body.
+
+use super::h2::Slot;
+use crate::relay::Abort;
+use ::h2::{Reason, RecvStream, SendStream};
+use bytes::{Buf, Bytes};
+use http_body::Body;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A stream to read from and write to. Shutting it down is END_STREAM; dropping it
+/// before that is a reset, as the peer must not take a cut for an end.
+pub struct Tunnel {
+    send: SendStream<Bytes>,
+    recv: RecvStream,
+    read: Bytes,
+    finished: bool,
+    /// Its place on the connection, where this side made it.
+    _slot: Option<Slot>,
+}
+
+impl Tunnel {
+    pub fn new(send: SendStream<Bytes>, recv: RecvStream) -> Self {
+        Self {
+            send,
+            recv,
+            read: Bytes::new(),
+            finished: false,
+            _slot: None,
+        }
+    }
+
+    pub fn on(mut self, slot: Slot) -> Self {
+        self._slot = Some(slot);
+        self
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.read.is_empty() {
+            match ready!(self.recv.poll_data(cx)) {
+                Some(Ok(bytes)) => self.read = bytes,
+                Some(Err(error)) => return Poll::Ready(Err(to_io(error))),
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let count = self.read.len().min(buf.remaining());
+        buf.put_slice(&self.read[..count]);
+        self.read.advance(count);
+        let _ = self.recv.flow_control().release_capacity(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        self.send.reserve_capacity(buf.len());
+        loop {
+            let capacity = self.send.capacity();
+            if capacity > 0 {
+                let count = capacity.min(buf.len());
+                let bytes = Bytes::copy_from_slice(&buf[..count]);
+                self.send.send_data(bytes, false).map_err(to_io)?;
+                return Poll::Ready(Ok(count));
+            }
+            match ready!(self.send.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(to_io(error))),
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.finished {
+            self.finished = true;
+            self.send.send_data(Bytes::new(), true).map_err(to_io)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Abort for Tunnel {
+    fn abort(&mut self) {
+        self.finished = true;
+        self.send.send_reset(Reason::CONNECT_ERROR);
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.send.send_reset(Reason::CANCEL);
+        }
+    }
+}
+
+fn to_io(error: ::h2::Error) -> io::Error {
+    if error.is_io() {
+        return error.into_io().expect("is_io");
+    }
+    io::Error::new(io::ErrorKind::ConnectionReset, error)
+}
+
+/// Sends `body` on `stream` at the pace the receiver allows. If the body fails, the
+/// stream is reset: half a body must not look whole.
+pub async fn send_body<B>(body: B, mut stream: SendStream<Bytes>) -> Result<(), SendBodyError>
+where
+    B: Body<Data = Bytes, Error = Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut body = pin!(body);
+    loop {
+        let frame = poll_fn(|cx| {
+            if let Poll::Ready(reset) = stream.poll_reset(cx) {
+                return Poll::Ready(Err(SendBodyError::Reset(reset)));
+            }
+            body.as_mut().poll_frame(cx).map(Ok)
+        });
+        match frame.await? {
+            None => {
+                stream.send_data(Bytes::new(), true)?;
+                return Ok(());
+            }
+            Some(Err(error)) => {
+                stream.send_reset(Reason::INTERNAL_ERROR);
+                return Err(SendBodyError::Body(error));
+            }
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    let last = body.is_end_stream();
+                    send_data(data, last, &mut stream).await?;
+                    if last {
+                        return Ok(());
+                    }
+                }
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        stream.send_trailers(trailers)?;
+                        return Ok(());
+                    }
+                }
+            },
+        }
+    }
+}
+
+async fn send_data(
+    mut data: Bytes,
+    last: bool,
+    stream: &mut SendStream<Bytes>,
+) -> Result<(), SendBodyError> {
+    if data.is_empty() && last {
+        return Ok(stream.send_data(data, true)?);
+    }
+    while !data.is_empty() {
+        stream.reserve_capacity(data.len());
+        let mut capacity = stream.capacity();
+        while capacity == 0 {
+            match poll_fn(|cx| stream.poll_capacity(cx)).await {
+                Some(granted) => capacity = granted?,
+                None => return Err(SendBodyError::Gone),
+            }
+        }
+        let piece = data.split_to(capacity.min(data.len()));
+        stream.send_data(piece, last && data.is_empty())?;
+    }
+    Ok(())
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SendBodyError {
+    #[error("the receiver does not want it: {0:?}")]
+    Reset(Result<Reason, ::h2::Error>),
+    #[error("the sender failed: {0}")]
+    Body(Box<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    H2(#[from] ::h2::Error),
+    #[error("the stream is gone")]
+    Gone,
+}

@@ -1,0 +1,3 @@
+module duet.dev/cluster/tools
+
+go 1.26.0
