@@ -42,6 +42,7 @@ impl MeshState {
             services: self.services.values().cloned().collect(),
             removed_workloads: Vec::new(),
             removed_services: Vec::new(),
+            ..Update::default()
         }
     }
 
@@ -59,6 +60,7 @@ impl MeshState {
             services: changed(&before.services, &self.services),
             removed_workloads: removed(&before.workloads, &self.workloads),
             removed_services: removed(&before.services, &self.services),
+            ..Update::default()
         })
     }
 

@@ -225,6 +225,7 @@ impl Reading {
             protocol: protocol.into(),
             mtls: mtls.into(),
             opaque_ports,
+            ..Workload::default()
         }
     }
 
