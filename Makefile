@@ -3,10 +3,14 @@ CARGO_FLAGS ?= -j2
 BENCH_FLAGS ?=
 # "processes" runs anywhere as root; "kind" where kind is installed.
 CLUSTER ?= processes
+# What is installed: sidecar, agent, both or none (deploy/overlays).
+OVERLAY ?= both
+# Empty: images without a daemon; docker or podman: by deploy/Containerfile.
+ENGINE ?=
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: help bench smoke build test lint deps ebpf ebpf-check ebpf-deps clean \
-	cluster cluster-down cluster-check cluster-deps
+	cluster cluster-down cluster-check cluster-deps images images-load install uninstall test-kubernetes
 
 help:               ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -68,3 +72,23 @@ endif
 cluster-deps: deps
 	@command -v cc >/dev/null && pkg-config --exists libseccomp 2>/dev/null || { \
 	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends build-essential pkg-config libseccomp-dev; }
+
+images:             ## the container images, in out/images; with ENGINE=docker or podman, by that
+	$(if $(ENGINE),deploy/images/with-engine $(ENGINE),CARGO_FLAGS='$(CARGO_FLAGS)' deploy/images/build)
+
+images-load:        ## puts them on the cluster's nodes
+	$(if $(filter kind,$(CLUSTER)),,$(SUDO)) deploy/$(if $(filter kind,$(CLUSTER)),kind,cluster)/load-image out/images/*.tar
+
+install:            ## Duet, into the cluster that KUBECONFIG names: OVERLAY=both
+	kubectl apply -k deploy/overlays/$(OVERLAY)
+	kubectl -n duet-system rollout status deployment/duet-control --timeout=180s
+
+# One test binary after another: each has the cluster to itself.
+test-kubernetes:    ## the tests that need a cluster with Duet on it; KUBECONFIG names it
+	@[ -n "$$KUBECONFIG" ] || { echo 'which cluster? export KUBECONFIG=FILE; make cluster says which' >&2; exit 64; }
+	cargo test -p duet-control -p duet-agent -p kubectl-duet --locked $(CARGO_FLAGS) --no-fail-fast \
+	  --test crd --test injector_kube --test kube_source --test kube_identity --test kube_status --test kube_trouble \
+	  --test kube_life --test manifests --test kubernetes --test cluster
+
+uninstall:          ## takes it out again; deploy/README.md says what to do before
+	kubectl delete -k deploy/overlays/$(OVERLAY) --ignore-not-found

@@ -5,7 +5,7 @@
 //! → {"verb":"enrol","workload":"default/web-0","netns":"/run/netns/web-0"}
 //! ← {"ok":true}
 //! → {"verb":"list"}
-//! ← {"ok":true,"workloads":[{"workload":"default/web-0","netns":"/run/netns/web-0","missing":null}]}
+//! ← {"ok":true,"workloads":[{"workload":"default/web-0","netns":"/run/netns/web-0","state":"enrolled","why":null}]}
 //! → {"verb":"remove","workload":"default/web-1"}
 //! ← {"ok":false,"error":"default/web-1 is not enrolled: duet-agent list says what is"}
 //! ```

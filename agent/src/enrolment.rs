@@ -4,22 +4,25 @@
 //! The kernel's own map is the record, so there is no state that could disagree
 //! with what connections really meet.
 
+mod recovery;
+
 use crate::interception::Interception;
 use crate::netns::{self, FileId, Netns, NetnsError};
 use crate::pod::{self, Pod, PodError};
-use duet_core::{Proxy, ReadyGuard, Workload, WorkloadName};
-use duet_ebpf::{Enrolled, NetnsCookie};
-use prometheus::IntGauge;
-use std::collections::{BTreeMap, HashSet};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+use crate::record::Record;
+use crate::sandbox;
+use duet_core::{Placed, Proxy, ReadyGuard, Workload, WorkloadName};
+use duet_ebpf::NetnsCookie;
+use prometheus::{IntGaugeVec, Opts};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use tokio::sync::{Mutex, MutexGuard, Notify};
 
 /// How often programs, namespaces and what could not be taken up are looked at.
-const SWEEP: Duration = Duration::from_secs(2);
+pub const SWEEP: Duration = Duration::from_secs(2);
 
 /// How long /ready waits for a workload's certificate. One that nobody certifies
 /// must not keep its neighbours' agent unready for ever.
@@ -34,14 +37,19 @@ pub enum EnrolmentError {
     #[error(transparent)]
     Maps(#[from] crate::maps::MapsError),
     #[error(
-        "{} is the agent's own network namespace: a workload in the host network cannot be enrolled",
-        .0.display()
+        "{} is the {whose} own network namespace: a workload in the host network cannot be enrolled",
+        path.display()
     )]
-    OwnNetns(PathBuf),
+    NotAPods { path: PathBuf, whose: &'static str },
     #[error("{} is already enrolled as {by}: remove that first", path.display())]
     Taken { path: PathBuf, by: WorkloadName },
     #[error("{0} is not enrolled: duet-agent list says what is")]
     Unknown(WorkloadName),
+    #[error(
+        "{0} is this agent's because duet-control says so: label the pod or its namespace \
+         duet.dev/mode: none, or sidecar"
+    )]
+    Placed(WorkloadName),
     #[error("cannot register a metric: {0}")]
     Metric(#[from] prometheus::Error),
 }
@@ -50,8 +58,9 @@ pub struct Enrolment {
     interception: Arc<Interception>,
     proxy: Proxy,
     members: Mutex<Members>,
-    enrolled: IntGauge,
-    unenrolled: IntGauge,
+    workloads: IntGaugeVec,
+    /// A workload has got its first certificate.
+    certified: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -59,28 +68,76 @@ struct Members {
     present: BTreeMap<WorkloadName, Member>,
     /// Enrolled by an earlier agent and not taken up yet: refused connections.
     missing: BTreeMap<WorkloadName, Missing>,
+    /// Given to this agent by discovery and not enrolled yet.
+    awaited: Awaited,
 }
 
 struct Member {
     pod: Pod,
     workload: Workload,
+    record: Record,
+    since: Instant,
+    certified: Arc<AtomicBool>,
 }
 
 struct Missing {
     netns: NetnsCookie,
-    path: PathBuf,
-    file_id: FileId,
+    record: Record,
     why: String,
+}
+
+/// Pods that are to be enrolled as soon as they can be: pending or failed, and why.
+pub type Awaited = BTreeMap<WorkloadName, (State, String)>;
+
+/// How a workload stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Enrolled,
+    /// It is yet to start, as far as can be seen from here.
+    Pending,
+    /// Something is wrong; it is tried again.
+    Failed,
+    /// An earlier agent's, not taken up: connections are redirected, and refused.
+    Refused,
 }
 
 /// One line of `duet-agent list`.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Listed {
     pub workload: String,
-    pub netns: PathBuf,
-    /// Why its connections are refused, if they are.
-    pub missing: Option<String>,
+    /// None until it is found.
+    pub netns: Option<PathBuf>,
+    pub state: State,
+    /// Why it is not enrolled, if it is not.
+    pub why: Option<String>,
 }
+
+/// How far a pod that discovery gave to this agent has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Redirected, and in possession of a certificate.
+    Served,
+    /// Redirected; its connections wait for a certificate.
+    Uncertified { for_so_long: Duration },
+    /// Not by this agent.
+    Not,
+}
+
+// === impl State ===
+
+impl State {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Enrolled => "enrolled",
+            Self::Pending => "pending",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+// === impl Enrolment ===
 
 impl Enrolment {
     /// Takes up what an earlier agent had enrolled. /ready names this until the
@@ -90,27 +147,30 @@ impl Enrolment {
         proxy: Proxy,
     ) -> Result<Arc<Self>, EnrolmentError> {
         let ready = proxy.not_ready_until("eBPF programs in effect");
-        let gauge = |name, text| {
-            let gauge = IntGauge::new(name, text)?;
-            proxy.registry().register(Box::new(gauge.clone()))?;
-            Ok::<_, prometheus::Error>(gauge)
-        };
+        let workloads = IntGaugeVec::new(
+            Opts::new(
+                "duet_agent_workloads",
+                "Workloads of this agent, by state. Connections of enrolled ones are proxied, of \
+                 pending and failed ones not yet; refused are those of an earlier agent whose \
+                 connections this one cannot serve.",
+            ),
+            &["state"],
+        )?;
+        proxy.registry().register(Box::new(workloads.clone()))?;
         let enrolment = Arc::new(Self {
-            enrolled: gauge(
-                "duet_agent_enrolled_workloads",
-                "Workloads whose connections this agent serves.",
-            )?,
-            unenrolled: gauge(
-                "duet_agent_unenrolled_workloads",
-                "Workloads that should be enrolled and are not: their connections are refused.",
-            )?,
+            workloads,
             interception,
             proxy,
             members: Mutex::default(),
+            certified: Arc::default(),
         });
         enrolment.recover().await?;
         tokio::spawn(enrolment.clone().watch(ready));
         Ok(enrolment)
+    }
+
+    pub fn interception(&self) -> &Arc<Interception> {
+        &self.interception
     }
 
     /// Redirects the connections of the namespace at `path` to the proxy, in the
@@ -119,73 +179,178 @@ impl Enrolment {
     pub async fn enrol(&self, name: WorkloadName, path: &Path) -> Result<(), EnrolmentError> {
         let mut members = self.members.lock().await;
         let netns = Netns::open(path)?;
-        let cookie = netns.cookie();
-        if netns::current_cookie().is_ok_and(|own| own == cookie) {
-            return Err(EnrolmentError::OwnNetns(path.to_owned()));
-        }
-        if let Some(by) = members.owner(cookie) {
-            if *by != name {
-                return Err(EnrolmentError::Taken {
-                    path: path.to_owned(),
-                    by: by.clone(),
-                });
-            }
+        check(&netns)?;
+        if members.owner(netns.cookie(), &name, path)? {
             if members.present.contains_key(&name) {
                 return Ok(());
             }
+        } else if members.uid(&name).is_some() {
+            return Err(EnrolmentError::Placed(name));
         } else {
             self.expel(&mut members, &name).await;
         }
-        self.admit(&mut members, name, netns)?;
+        let ready = self.ready_guard(&name);
+        self.admit(&mut members, netns, name, None, Some(ready))?;
         Ok(())
+    }
+
+    /// As [`Self::enrol`], for a pod that discovery gave to this agent. True if its
+    /// connections were not redirected before, by an earlier agent either.
+    pub async fn enrol_pod(
+        &self,
+        pod: &Placed,
+        netns: Netns,
+        ready: Option<ReadyGuard>,
+    ) -> Result<bool, EnrolmentError> {
+        let mut members = self.members.lock().await;
+        check(&netns)?;
+        let uid = Some(pod.uid.clone());
+        let record = Record::of(&netns, pod.name.clone(), uid.clone());
+        if !members.owner(netns.cookie(), &pod.name, netns.path())? {
+            self.expel(&mut members, &pod.name).await;
+        } else if let Some(member) = members.present.get_mut(&pod.name) {
+            member.pod.amend(&record)?;
+            member.record = record;
+            return Ok(false);
+        }
+        let new = !self.interception.maps().is_enrolled(netns.cookie());
+        self.admit(&mut members, netns, pod.name.clone(), uid, ready)?;
+        Ok(new)
     }
 
     pub async fn remove(&self, name: &WorkloadName) -> Result<(), EnrolmentError> {
         let mut members = self.members.lock().await;
-        if self.expel(&mut members, name).await {
+        if members.uid(name).is_some() {
+            Err(EnrolmentError::Placed(name.clone()))
+        } else if self.expel(&mut members, name).await {
             Ok(())
         } else {
             Err(EnrolmentError::Unknown(name.clone()))
         }
     }
 
+    /// Lets go of the pods that discovery no longer gives to this agent, by their
+    /// UIDs. Returns those of `placed` that are not enrolled, or may have got
+    /// another namespace since.
+    pub async fn settle(&self, placed: &BTreeMap<WorkloadName, Placed>) -> Vec<Placed> {
+        let mut members = self.members.lock().await;
+        for (name, uid) in members.pods() {
+            if placed.get(&name).is_none_or(|pod| pod.uid != uid) {
+                self.expel(&mut members, &name).await;
+            }
+        }
+        let is_settled = |pod: &&Placed| {
+            members.present.get(&pod.name).is_some_and(|member| {
+                member.record.uid.as_ref() == Some(&pod.uid)
+                    && is_at(&member.record.path, member.record.file_id)
+            })
+        };
+        let unsettled = placed.values().filter(|pod| !is_settled(pod));
+        unsettled.cloned().collect()
+    }
+
+    /// Says of each pod that is not enrolled yet, why.
+    pub async fn await_pods(&self, awaited: Awaited) {
+        let mut members = self.members.lock().await;
+        members.awaited = awaited;
+        self.count(&members);
+    }
+
+    pub async fn standing(&self, name: &WorkloadName) -> Standing {
+        match self.members.lock().await.present.get(name) {
+            Some(member) if member.certified.load(Relaxed) => Standing::Served,
+            Some(member) => Standing::Uncertified {
+                for_so_long: member.since.elapsed(),
+            },
+            None => Standing::Not,
+        }
+    }
+
+    /// Ends when a workload has come to a certificate.
+    pub async fn certified(&self) {
+        self.certified.notified().await;
+    }
+
     pub async fn list(&self) -> Vec<Listed> {
         let members = self.members.lock().await;
-        let present = members.present.iter().map(|(name, member)| Listed {
-            workload: name.to_string(),
-            netns: member.pod.netns().path().to_owned(),
-            missing: None,
+        let present = members.present.values().map(|member| Listed {
+            workload: member.record.workload.to_string(),
+            netns: Some(member.record.path.clone()),
+            state: State::Enrolled,
+            why: None,
         });
-        let missing = members.missing.iter().map(|(name, missing)| Listed {
-            workload: name.to_string(),
-            netns: missing.path.clone(),
-            missing: Some(missing.why.clone()),
+        let missing = members.missing.values().map(|missing| Listed {
+            workload: missing.record.workload.to_string(),
+            netns: Some(missing.record.path.clone()),
+            state: State::Refused,
+            why: Some(missing.why.clone()),
         });
-        present.chain(missing).collect()
+        let awaited = members.awaited.iter().map(|(name, (state, why))| Listed {
+            workload: name.to_string(),
+            netns: None,
+            state: *state,
+            why: Some(why.clone()),
+        });
+        present.chain(missing).chain(awaited).collect()
+    }
+
+    /// What keeps the agent unready until `name` has a certificate, or for as long
+    /// as is sensible.
+    pub fn ready_guard(&self, name: &WorkloadName) -> ReadyGuard {
+        self.proxy
+            .not_ready_until(format!("identity: no certificate for {name}"))
     }
 
     fn admit(
         &self,
         members: &mut MutexGuard<'_, Members>,
-        name: WorkloadName,
         netns: Netns,
+        name: WorkloadName,
+        uid: Option<String>,
+        ready: Option<ReadyGuard>,
     ) -> Result<(), PodError> {
         let path = netns.path().display().to_string();
-        let (pod, capture) = Pod::enrol(&self.interception, netns, &name)?;
-        let uncertified = self
-            .proxy
-            .not_ready_until(format!("identity: no certificate for {name}"));
+        let record = Record::of(&netns, name.clone(), uid);
+        let (pod, capture) = Pod::enrol(&self.interception, netns, &record)?;
         let workload = self.proxy.add(name.clone(), capture);
-        let certified = workload.ready();
-        tokio::spawn(async move {
-            let _ = tokio::time::timeout(CERTIFIED_WITHIN, certified).await;
-            drop(uncertified);
-        });
-        tracing::info!(workload = %name, netns = path, "enrolled");
+        let certified = Arc::new(AtomicBool::new(false));
+        self.follow_certificate(&workload, certified.clone(), ready);
+        let uid = record.uid.as_deref().unwrap_or_default();
+        tracing::info!(workload = %name, uid, netns = path, "enrolled");
         members.missing.remove(&name);
-        members.present.insert(name, Member { pod, workload });
+        members.awaited.remove(&name);
+        let member = Member {
+            pod,
+            workload,
+            record,
+            since: Instant::now(),
+            certified,
+        };
+        members.present.insert(name, member);
         self.count(members);
         Ok(())
+    }
+
+    fn follow_certificate(
+        &self,
+        workload: &Workload,
+        flag: Arc<AtomicBool>,
+        ready: Option<ReadyGuard>,
+    ) {
+        let certified = workload.ready();
+        let changed = self.certified.clone();
+        tokio::spawn(async move {
+            let mut certified = std::pin::pin!(certified);
+            if tokio::time::timeout(CERTIFIED_WITHIN, certified.as_mut())
+                .await
+                .is_err()
+            {
+                drop(ready);
+                certified.await;
+            }
+            flag.store(true, Relaxed);
+            changed.notify_one();
+        });
     }
 
     /// False if there is no such workload.
@@ -197,7 +362,7 @@ impl Enrolment {
         if let Some(missing) = missing {
             pod::forget(&self.interception, missing.netns);
         }
-        if let Some(Member { pod, workload }) = present {
+        if let Some(Member { pod, workload, .. }) = present {
             pod.remove();
             workload.remove().await;
         }
@@ -208,76 +373,19 @@ impl Enrolment {
     }
 
     fn count(&self, members: &Members) {
-        self.enrolled.set(members.present.len() as i64);
-        self.unenrolled.set(members.missing.len() as i64);
-    }
-
-    async fn recover(&self) -> Result<(), EnrolmentError> {
-        let mut members = self.members.lock().await;
-        let entries = self.interception.maps().enrolled()?;
-        let known: HashSet<NetnsCookie> = entries.iter().map(|(cookie, _)| *cookie).collect();
-        // An agent that died in the middle of an enrolment leaves a link alone.
-        for cookie in self.interception.steered().unwrap_or_default() {
-            if !known.contains(&cookie) {
-                pod::forget(&self.interception, cookie);
-            }
-        }
-        for (cookie, entry) in entries {
-            match read(&entry) {
-                Some((name, missing)) => {
-                    let missing = Missing {
-                        netns: cookie,
-                        ..missing
-                    };
-                    members.missing.insert(name, missing);
-                }
-                None => pod::forget(&self.interception, cookie),
-            }
-        }
-        self.take_up(&mut members);
-        Ok(())
-    }
-
-    /// Tries to serve again what is missing.
-    fn take_up(&self, members: &mut MutexGuard<'_, Members>) {
-        let names: Vec<WorkloadName> = members.missing.keys().cloned().collect();
-        for name in names {
-            let Some(missing) = members.missing.get(&name) else {
-                continue;
-            };
-            let netns = missing.netns;
-            let why = match self.find(missing) {
-                Some(found) => match self.admit(members, name.clone(), found) {
-                    Ok(()) => continue,
-                    Err(error) => error.to_string(),
-                },
-                None if self.interception.is_alive(netns) => {
-                    "its network namespace cannot be found".to_owned()
-                }
-                None => {
-                    tracing::info!(workload = %name, "its network namespace is gone");
-                    members.missing.remove(&name);
-                    pod::forget(&self.interception, netns);
-                    continue;
-                }
-            };
-            if let Some(missing) = members.missing.get_mut(&name)
-                && missing.why != why
-            {
-                tracing::warn!(workload = %name, why, "not taken up: its connections are refused");
-                missing.why = why;
-            }
-        }
-        self.count(members);
-    }
-
-    fn find(&self, missing: &Missing) -> Option<Netns> {
-        let at = |path: &Path| {
-            Netns::open(path)
-                .ok()
-                .filter(|netns| netns.cookie() == missing.netns)
+        let awaited = |wanted| {
+            let awaited = members.awaited.values();
+            awaited.filter(|(state, _)| *state == wanted).count()
         };
-        at(&missing.path).or_else(|| at(&netns::find_by_process(missing.file_id)?))
+        for (state, count) in [
+            (State::Enrolled, members.present.len()),
+            (State::Pending, awaited(State::Pending)),
+            (State::Failed, awaited(State::Failed)),
+            (State::Refused, members.missing.len()),
+        ] {
+            let gauge = self.workloads.with_label_values(&[state.as_str()]);
+            gauge.set(count as i64);
+        }
     }
 
     async fn watch(self: Arc<Self>, initial: ReadyGuard) {
@@ -302,11 +410,16 @@ impl Enrolment {
     /// What is wrong with the redirection, if anything is.
     async fn sweep(&self) -> Option<String> {
         let mut members = self.members.lock().await;
-        let gone: Vec<WorkloadName> = members
+        // A pod is there for as long as discovery says so. It may be without a
+        // process: with CRI-O between a container's end and its next start, which
+        // must not find the door open.
+        let by_hand = members
             .present
-            .iter()
-            .filter(|(_, member)| is_gone(member.pod.netns()))
-            .map(|(name, _)| name.clone())
+            .values()
+            .filter(|one| one.record.uid.is_none());
+        let gone: Vec<WorkloadName> = by_hand
+            .filter(|member| is_gone(&member.record))
+            .map(|member| member.record.workload.clone())
             .collect();
         for name in gone {
             tracing::info!(workload = %name, "its network namespace is gone");
@@ -323,39 +436,80 @@ impl Enrolment {
     }
 }
 
+// === impl Members ===
+
 impl Members {
-    fn owner(&self, netns: NetnsCookie) -> Option<&WorkloadName> {
-        let mut present = self.present.iter();
-        let mut missing = self.missing.iter();
-        present
-            .find(|(_, member)| member.pod.netns().cookie() == netns)
-            .map(|(name, _)| name)
+    /// Whether `name` has this namespace.
+    ///
+    /// # Errors
+    /// When somebody else has it.
+    fn owner(
+        &self,
+        netns: NetnsCookie,
+        name: &WorkloadName,
+        path: &Path,
+    ) -> Result<bool, EnrolmentError> {
+        let mut present = self.present.values();
+        let mut missing = self.missing.values();
+        let owner = present
+            .find(|member| member.pod.netns().cookie() == netns)
+            .map(|member| &member.record.workload)
             .or_else(|| {
-                missing
-                    .find(|(_, missing)| missing.netns == netns)
-                    .map(|(name, _)| name)
-            })
+                let missing = missing.find(|missing| missing.netns == netns);
+                missing.map(|missing| &missing.record.workload)
+            });
+        match owner {
+            Some(by) if by != name => Err(EnrolmentError::Taken {
+                path: path.to_owned(),
+                by: by.clone(),
+            }),
+            owner => Ok(owner.is_some()),
+        }
+    }
+
+    fn records(&self) -> impl Iterator<Item = &Record> {
+        let present = self.present.values().map(|member| &member.record);
+        present.chain(self.missing.values().map(|missing| &missing.record))
+    }
+
+    fn uid(&self, name: &WorkloadName) -> Option<&String> {
+        let mut records = self.records();
+        records
+            .find(|record| record.workload == *name)?
+            .uid
+            .as_ref()
+    }
+
+    /// What discovery gave to this agent, or to an earlier one.
+    fn pods(&self) -> BTreeSet<(WorkloadName, String)> {
+        let records = self.records();
+        let pods =
+            records.filter_map(|record| Some((record.workload.clone(), record.uid.clone()?)));
+        pods.collect()
     }
 }
 
-/// Whether nobody but this agent's own sockets keeps a namespace alive.
-fn is_gone(netns: &Netns) -> bool {
-    let there = FileId::of(netns.path()).is_ok_and(|found| found == netns.file_id());
-    !there && netns::find_by_process(netns.file_id()).is_none()
+fn check(netns: &Netns) -> Result<(), EnrolmentError> {
+    let refused = |whose| {
+        Err(EnrolmentError::NotAPods {
+            path: netns.path().to_owned(),
+            whose,
+        })
+    };
+    if netns::current_cookie().is_ok_and(|own| own == netns.cookie()) {
+        refused("agent's")
+    } else if sandbox::host_netns().is_ok_and(|host| host == netns.file_id()) {
+        refused("node's")
+    } else {
+        Ok(())
+    }
 }
 
-/// What an earlier agent wrote.
-fn read(entry: &Enrolled) -> Option<(WorkloadName, Missing)> {
-    let text = |bytes: &[u8]| bytes.split(|&byte| byte == 0).next().map(<[u8]>::to_vec);
-    let name = String::from_utf8(text(&entry.workload)?).ok()?;
-    let missing = Missing {
-        netns: 0,
-        path: PathBuf::from(OsStr::from_bytes(&text(&entry.path)?)),
-        file_id: FileId {
-            device: entry.device,
-            inode: entry.inode,
-        },
-        why: String::new(),
-    };
-    Some((name.parse().ok()?, missing))
+fn is_at(path: &Path, file_id: FileId) -> bool {
+    FileId::of(path).is_ok_and(|found| found == file_id)
+}
+
+/// Whether nobody but this agent's own sockets keeps a namespace alive.
+fn is_gone(record: &Record) -> bool {
+    !is_at(&record.path, record.file_id) && netns::find_by_process(record.file_id).is_none()
 }

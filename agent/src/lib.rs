@@ -17,5 +17,9 @@ pub mod kernel;
 pub mod maps;
 pub mod netns;
 pub mod pod;
+pub mod reconcile;
+pub mod record;
+pub mod report;
+pub mod sandbox;
 #[expect(unsafe_code, reason = "bpf(2); each use says why it is sound")]
 pub mod sys;

@@ -5,8 +5,10 @@ use clap::{Args, Parser, Subcommand};
 use duet_agent::api::{self, Api, Request};
 use duet_agent::enrolment::Enrolment;
 use duet_agent::interception::Interception;
+use duet_agent::reconcile::Reconciler;
 use duet_agent::{cleanup, doctor};
 use duet_core::{Proxy, ProxyArgs, WorkloadName};
+use nix::sys::signal::{SigSet, Signal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,7 +33,7 @@ enum Verb {
     Enrol(EnrolArgs),
     /// End the redirection of a workload's connections.
     Remove(RemoveArgs),
-    /// Show the workloads that are enrolled.
+    /// Show the workloads that are enrolled, and those that should be.
     List(SocketArg),
     /// Remove all that agents have left in the kernel. Connections are then
     /// neither redirected nor refused.
@@ -116,6 +118,10 @@ struct CleanupArgs {
 
     #[command(flatten)]
     place: PlaceArgs,
+
+    /// Then wait for SIGTERM, as a DaemonSet's pod has to.
+    #[arg(long)]
+    stay: bool,
 }
 
 type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
@@ -157,6 +163,9 @@ fn run(args: RunArgs) -> Outcome {
         let enrolment = Enrolment::start(Arc::new(interception), proxy.clone())
             .await
             .map_err(|error| wrong(&error))?;
+        let reconciler = Reconciler::new(enrolment.clone(), proxy.clone());
+        let reconciler = reconciler.map_err(|error| wrong(&error))?;
+        tokio::spawn(proxy.draining().run_until_cancelled_owned(reconciler.run()));
         let api = Api::bind(&socket.socket).map_err(|error| wrong(&error))?;
         let serving = tokio::spawn(api.serve(enrolment));
         proxy.run_until_shutdown().await;
@@ -184,11 +193,10 @@ fn remove(args: RemoveArgs) -> Outcome {
 fn list(args: SocketArg) -> Outcome {
     let response = api::ask(&args.socket, &Request::List)?;
     for listed in response.workloads.unwrap_or_default() {
-        let netns = listed.netns.display();
-        match listed.missing {
-            None => println!("{}\t{netns}\tenrolled", listed.workload),
-            Some(why) => println!("{}\t{netns}\trefused: {why}", listed.workload),
-        }
+        let netns = listed.netns.unwrap_or_else(|| "-".into());
+        let state = listed.state.as_str();
+        let why = listed.why.map(|why| format!(": {why}")).unwrap_or_default();
+        println!("{}\t{}\t{state}{why}", listed.workload, netns.display());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -200,6 +208,13 @@ fn clean(args: CleanupArgs) -> Outcome {
     }
     for what in removed {
         println!("removed {what}");
+    }
+    if args.stay {
+        let mut end = SigSet::empty();
+        end.add(Signal::SIGINT);
+        end.add(Signal::SIGTERM);
+        end.thread_block()?;
+        end.wait()?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,9 +4,10 @@ use crate::interception::{Interception, InterceptionError, Steering};
 use crate::kernel::PodKernel;
 use crate::maps::MapsError;
 use crate::netns::Netns;
+use crate::record::Record;
+use duet_core::Capture;
 use duet_core::capture::{self, INBOUND_PORT, MESH_PORT, OUTBOUND_PORT};
-use duet_core::{Capture, WorkloadName};
-use duet_ebpf::{Enrolled, ListenerKey};
+use duet_ebpf::ListenerKey;
 use nix::sys::socket::{
     AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket,
 };
@@ -14,7 +15,6 @@ use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use tokio::net::{TcpListener, UnixDatagram};
 use tokio::task::JoinHandle;
@@ -60,9 +60,9 @@ impl Pod {
     pub fn enrol(
         interception: &Arc<Interception>,
         netns: Netns,
-        workload: &WorkloadName,
+        record: &Record,
     ) -> Result<(Self, Capture), PodError> {
-        let entry = entry(&netns, workload)?;
+        let entry = record.write()?;
         let netns = Arc::new(netns);
         let maps = interception.maps();
         let addresses = |error| PodError::Addresses {
@@ -114,6 +114,12 @@ impl Pod {
 
     pub fn verify(&self) -> Result<(), String> {
         self.steering.verify(&self.netns)
+    }
+
+    /// Tells the next agent otherwise.
+    pub fn amend(&self, record: &Record) -> Result<(), PodError> {
+        let entry = record.write()?;
+        Ok(self.interception.maps().enrol(self.netns.cookie(), entry)?)
     }
 
     /// Ends the redirection of new connections. Those that are there are the
@@ -168,34 +174,6 @@ fn key(netns: &Netns, port: u16, listener: &TcpListener) -> ListenerKey {
         port: port.into(),
         family: if v4 { 4 } else { 6 },
     }
-}
-
-fn entry(netns: &Netns, workload: &WorkloadName) -> Result<Enrolled, PodError> {
-    let mut entry = Enrolled {
-        workload: [0; 320],
-        path: [0; 256],
-        device: netns.file_id().device,
-        inode: netns.file_id().inode,
-    };
-    let name = workload.to_string();
-    put(&mut entry.workload, name.as_bytes(), "the workload's name")?;
-    let path = netns.path().as_os_str().as_bytes();
-    put(&mut entry.path, path, "the namespace's path")?;
-    Ok(entry)
-}
-
-fn put(field: &mut [u8], text: &[u8], what: &'static str) -> Result<(), PodError> {
-    // One byte is for the NUL.
-    let max = field.len() - 1;
-    if text.len() > max {
-        return Err(PodError::TooLong {
-            what,
-            max,
-            value: String::from_utf8_lossy(text).into_owned(),
-        });
-    }
-    field[..text.len()].copy_from_slice(text);
-    Ok(())
 }
 
 /// Opens the listeners in the namespace. All are bound to loopback: sk_lookup

@@ -3,118 +3,19 @@
 //! There is no control plane here: connections that the agent accepts wait. That
 //! is enough to tell them from refused ones, and nothing may leave either way.
 
+mod daemon;
 mod world;
 
+use daemon::{Agent, BINARY, ask, enrol, eventually, refused, told};
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
-use world::{PATIENCE, TestPod, Wire, World, test};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_duet-agent");
-
-struct Agent(Child);
-
-impl Agent {
-    /// Starts it, and waits until it can be asked.
-    fn start(world: &World) -> Self {
-        let bundle = world.scratch().join("root.pem");
-        let key = rcgen::KeyPair::generate().unwrap();
-        let root = rcgen::CertificateParams::new(vec!["duet-control".to_owned()])
-            .unwrap()
-            .self_signed(&key)
-            .unwrap();
-        fs::write(&bundle, root.pem()).unwrap();
-        let token = world.scratch().join("token");
-        fs::write(&token, "none").unwrap();
-        let log = fs::File::create(world.scratch().join("log")).unwrap();
-        let child = Command::new(BINARY)
-            .args(["run", "--node", "node-1", "--socket"])
-            .arg(world.scratch().join("agent.sock"))
-            .arg("--bpffs")
-            .arg(&world.bpffs)
-            .arg("--cgroup")
-            .arg(&world.cgroup)
-            // Nobody is there.
-            .args(["--control", "https://127.0.0.1:1", "--trust-bundle"])
-            .arg(&bundle)
-            .arg("--token-file")
-            .arg(&token)
-            .args(["--admin", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
-            .args(["--health", "127.0.0.1:0", "--drain-timeout", "1s"])
-            .stdin(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut agent = Self(child);
-        let start = Instant::now();
-        while !ask(world, "list", &[]).status.success() {
-            let log = || fs::read_to_string(world.scratch().join("log")).unwrap();
-            assert!(agent.0.try_wait().unwrap().is_none(), "{}", log());
-            assert!(start.elapsed() < PATIENCE, "{}", log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        agent
-    }
-
-    /// SIGKILL.
-    fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn ask(world: &World, verb: &str, arguments: &[&str]) -> Output {
-    Command::new(BINARY)
-        .arg(verb)
-        .arg("--socket")
-        .arg(world.scratch().join("agent.sock"))
-        .args(arguments)
-        .output()
-        .unwrap()
-}
-
-/// Standard output, of a verb that succeeds.
-fn told(world: &World, verb: &str, arguments: &[&str]) -> String {
-    let output = ask(world, verb, arguments);
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    assert!(output.status.success(), "{verb}: {}", text(output.stderr));
-    text(output.stdout)
-}
-
-/// Standard error, of a verb that does not.
-fn refused(world: &World, verb: &str, arguments: &[&str]) -> String {
-    let output = ask(world, verb, arguments);
-    assert_eq!(output.status.code(), Some(78));
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(error.trim_end().lines().count(), 1, "{error}");
-    error
-}
-
-fn enrol(world: &World, name: &str, pod: &TestPod) {
-    let path = pod.path.to_str().unwrap();
-    told(world, "enrol", &["--workload", name, "--netns", path]);
-}
+use std::process::Command;
+use world::{PATIENCE, TestPod, Wire, test};
 
 fn connect(pod: &TestPod, to: &str) -> std::io::Result<TcpStream> {
     let to: SocketAddr = to.parse().unwrap();
     pod.run(|| TcpStream::connect_timeout(&to, PATIENCE))
-}
-
-fn eventually(what: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !what() {
-        assert!(start.elapsed() < 3 * PATIENCE);
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]
@@ -165,7 +66,7 @@ fn told_to_stop_it_leaves_the_door_shut_and_cleanup_opens_it() {
         |world| {
             let server = world.b.serve((Ipv4Addr::UNSPECIFIED, 0));
             let out = SocketAddr::new(world.b.v4, server.port()).to_string();
-            let mut agent = Agent::start(world);
+            let agent = Agent::start(world);
             enrol(world, "default/web-0", &world.a);
             let cleanup = || {
                 ask(
@@ -176,9 +77,7 @@ fn told_to_stop_it_leaves_the_door_shut_and_cleanup_opens_it() {
             };
             assert_eq!(cleanup().status.code(), Some(78), "while it runs");
 
-            let pid = nix::unistd::Pid::from_raw(agent.0.id() as i32);
-            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-            assert!(agent.0.wait().unwrap().success());
+            assert!(agent.stop().success());
             assert!(!world.scratch().join("agent.sock").exists());
             let error = connect(&world.a, &out).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused);

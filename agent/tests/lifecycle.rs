@@ -7,6 +7,7 @@ use duet_agent::cgroup::Cgroup;
 use duet_agent::cleanup::cleanup;
 use duet_agent::interception::{Interception, ON_CGROUP};
 use duet_agent::netns::Netns;
+use duet_agent::record::Record;
 use duet_agent::sys::{AttachPoint, effective_programs};
 use duet_ebpf::names;
 use std::io::ErrorKind;
@@ -268,8 +269,8 @@ fn a_failed_enrolment_leaves_nothing() {
         let agent = TestAgent::start(world);
         let _entered = agent.runtime.enter();
         let netns = Netns::open(&world.a.path).unwrap();
-        let name = "default/web-0".parse().unwrap();
-        let error = duet_agent::pod::Pod::enrol(&agent.interception, netns, &name).err();
+        let record = Record::of(&netns, "default/web-0".parse().unwrap(), None);
+        let error = duet_agent::pod::Pod::enrol(&agent.interception, netns, &record).err();
         let error = error.unwrap().to_string();
         assert!(error.contains("127.0.0.1:15008"), "{error}");
         assert!(error.contains("another process of the pod"), "{error}");

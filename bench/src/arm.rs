@@ -17,16 +17,25 @@ pub enum Arm {
     /// A second, independent copy of `sidecar`: what an arm shows against itself
     /// is the noise floor of every comparison.
     Aa,
+    /// A proxy in every pod, as an ordinary container beside the application: what
+    /// sidecars were before Kubernetes knew them. Only where life cycles matter.
+    ClassicSidecar,
 }
 
 /// Names an arm that there is not.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not an arm: there are none, sidecar, agent and aa")]
+#[error("{0:?} is not an arm: there are none, sidecar, agent, aa and classic")]
 pub struct UnknownArm(String);
 
 impl Arm {
     /// All of them, in the order of the reports.
-    pub const ALL: [Self; 4] = [Self::None, Self::Sidecar, Self::Agent, Self::Aa];
+    pub const ALL: [Self; 5] = [
+        Self::None,
+        Self::Sidecar,
+        Self::Agent,
+        Self::Aa,
+        Self::ClassicSidecar,
+    ];
 
     /// As on the command line and in the results.
     pub fn name(self) -> &'static str {
@@ -35,6 +44,7 @@ impl Arm {
             Self::Sidecar => "sidecar",
             Self::Agent => "agent",
             Self::Aa => "aa",
+            Self::ClassicSidecar => "classic",
         }
     }
 
@@ -48,6 +58,10 @@ impl Arm {
                 "A second, independent copy of the sidecar arm; its difference from the first is \
                  the noise floor."
             }
+            Self::ClassicSidecar => {
+                "One proxy in every pod, as an ordinary container: what sidecars were before \
+                 Kubernetes started them first and ended them last."
+            }
         }
     }
 
@@ -55,7 +69,7 @@ impl Arm {
     pub fn placement(self) -> Placement {
         match self {
             Self::None => Placement::None,
-            Self::Sidecar | Self::Aa => Placement::Sidecar,
+            Self::Sidecar | Self::Aa | Self::ClassicSidecar => Placement::Sidecar,
             Self::Agent => Placement::Agent,
         }
     }
@@ -74,7 +88,7 @@ impl Arm {
     pub fn program(self) -> Option<&'static str> {
         match self {
             Self::None => None,
-            Self::Sidecar | Self::Aa => Some("duet-sidecar"),
+            Self::Sidecar | Self::Aa | Self::ClassicSidecar => Some("duet-sidecar"),
             Self::Agent => Some("duet-agent"),
         }
     }
@@ -83,7 +97,7 @@ impl Arm {
     pub fn placed(self) -> results::Placement {
         match self {
             Self::None => results::Placement::None,
-            Self::Sidecar | Self::Aa => results::Placement::Sidecar,
+            Self::Sidecar | Self::Aa | Self::ClassicSidecar => results::Placement::Sidecar,
             Self::Agent => results::Placement::Agent,
         }
     }

@@ -8,11 +8,12 @@
 //! | 3 | the command line or a file named on it is wrong |
 //! | 130 | interrupted |
 
+use crate::accounting::{HOLD_KEY, hold_key};
 use crate::arm::Arm;
 use crate::results::{self, Profile, Results, State};
-use crate::run::{self, Options, Pace, Plan, RunError};
-use crate::scenario::{self, HOLD_KEY, Id};
-use crate::{cluster, doctor, load, report, serve};
+use crate::run::{self, Ground, KubeOptions, Options, Pace, Plan, RunError};
+use crate::scenario::{self, Id};
+use crate::{attend, cluster, doctor, errand, load, report, serve};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use comfy_table::{ContentArrangement, Table, presets};
@@ -24,6 +25,8 @@ use time::macros::format_description;
 
 const VOID: u8 = 2;
 const USAGE: u8 = 3;
+/// As `deploy/images/build` calls it.
+const DEFAULT_IMAGE: &str = concat!("duet/bench:", env!("CARGO_PKG_VERSION"));
 const INTERRUPTED: u8 = run::INTERRUPTED_EXIT_CODE as u8;
 
 /// One mesh, two placements, one honest report.
@@ -54,6 +57,15 @@ enum Command {
     Serve(serve::ServeArgs),
     /// The load generator
     Load(load::LoadArgs),
+    /// Answers a run's questions inside a Kubernetes cluster
+    #[command(name = attend::ATTEND, hide = true)]
+    Attend(attend::AttendArgs),
+    /// An application that asks a server first and ends
+    #[command(name = errand::ERRAND, hide = true)]
+    Errand(errand::ErrandArgs),
+    /// An application that waits
+    #[command(name = errand::IDLE, hide = true)]
+    Idle(errand::IdleArgs),
     /// Holds a private key in memory: the key scan's own control
     #[command(name = HOLD_KEY, hide = true)]
     HoldKey,
@@ -61,6 +73,10 @@ enum Command {
 
 #[derive(Args, Debug)]
 struct ListArgs {
+    /// On what they would run
+    #[arg(long, value_enum, default_value = "netns")]
+    cluster: ClusterKind,
+
     /// Whose costs to show
     #[arg(long, value_enum, default_value = "quick")]
     profile: ProfileName,
@@ -71,6 +87,9 @@ struct RunArgs {
     /// What nodes and pods are made of
     #[arg(long, value_enum, default_value = "netns")]
     cluster: ClusterKind,
+
+    #[command(flatten)]
+    kube: KubeArgs,
 
     /// How much to measure, and so what may be claimed
     #[arg(long, value_enum, default_value = "quick")]
@@ -97,6 +116,30 @@ struct RunArgs {
     allow_debug: bool,
 }
 
+/// For `--cluster kube`.
+#[derive(Args, Debug)]
+struct KubeArgs {
+    /// Context of the kubeconfig; its current one by default
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+
+    /// Image that pods run: duet-bench of this version
+    #[arg(long, value_name = "IMAGE", default_value = DEFAULT_IMAGE)]
+    image: String,
+
+    /// Nodes to use; the first two that take pods by default
+    #[arg(long, value_delimiter = ',', value_name = "NODES")]
+    nodes: Vec<String>,
+
+    /// Kills agents even where pods of others use them
+    #[arg(long)]
+    disturb_others: bool,
+
+    /// Runs generators in the ordinary scheduling class, without CAP_SYS_NICE
+    #[arg(long)]
+    no_realtime: bool,
+}
+
 #[derive(Args, Debug)]
 struct ReportArgs {
     /// A directory that `run --out` wrote, or a results.json
@@ -105,6 +148,14 @@ struct ReportArgs {
 
 #[derive(Args, Debug)]
 struct CleanArgs {
+    /// Where to look
+    #[arg(long, value_enum, default_value = "netns")]
+    cluster: ClusterKind,
+
+    /// Context of the kubeconfig, for --cluster kube
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+
     /// Removes also what a living run is using
     #[arg(long)]
     force: bool,
@@ -121,6 +172,8 @@ struct SchemaArgs {
 enum ClusterKind {
     /// Network namespaces on this machine
     Netns,
+    /// The cluster that a kubeconfig's context leads to
+    Kube,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -174,18 +227,13 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Doctor => examine(),
         Command::List(args) => {
-            list(args.profile.into());
+            list(args.cluster, args.profile.into());
             Ok(0)
         }
         Command::Run(args) => measure(args),
         Command::Report(args) => render(&args),
         Command::Compare(args) => crate::compare::run(&args).map_err(Trouble::usage),
-        Command::Clean(args) => cluster::clean_all(args.force)
-            .map(|report| {
-                println!("{report}");
-                0
-            })
-            .map_err(Trouble::void),
+        Command::Clean(args) => clean(&args),
         Command::Schema(args) => schema(&args),
         Command::Serve(args) => block_on(serve::run(args)).and_then(|result| {
             result.map(|()| 0).map_err(|error| Trouble {
@@ -199,7 +247,11 @@ pub fn main() -> ExitCode {
                 message: error.to_string(),
             })
         }),
-        Command::HoldKey => scenario::hold_key().map(|()| 0).map_err(Trouble::void),
+        Command::Attend(args) => attend::run(args).map(|()| 0).map_err(Trouble::void),
+        Command::Errand(args) => errand::run(&args).map_err(Trouble::void),
+        Command::Idle(args) => block_on(errand::idle(args))
+            .and_then(|result| result.map(|()| 0).map_err(Trouble::void)),
+        Command::HoldKey => hold_key().map(|()| 0).map_err(Trouble::void),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -268,8 +320,8 @@ fn examine() -> Result<u8, Trouble> {
     Ok(if doctor::can_run(&checks) { 0 } else { VOID })
 }
 
-fn list(profile: Profile) {
-    let plan = plan(profile, 0, Vec::new(), Vec::new());
+fn list(cluster: ClusterKind, profile: Profile) {
+    let plan = plan(cluster, profile, 0, &[], &[]);
     let mut table = Table::new();
     table
         .load_style(presets::UTF8_HORIZONTAL_ONLY)
@@ -279,7 +331,12 @@ fn list(profile: Profile) {
     for experiment in scenario::experiments() {
         let ids = experiment.scenarios();
         let alone = [experiment];
-        let cost = run::estimate(&plan, &alone);
+        let asked = plan.wants(ids);
+        let cost = if asked {
+            run::estimate(&plan, &alone)
+        } else {
+            std::time::Duration::ZERO
+        };
         total += cost;
         for (at, id) in ids.iter().enumerate() {
             let arms: Vec<&str> = plan.arms_of(*id).iter().map(|arm| arm.name()).collect();
@@ -289,6 +346,7 @@ fn list(profile: Profile) {
                 arms.join(" "),
                 plan.blocks(*id).to_string(),
                 match at {
+                    _ if !asked => "–".to_owned(),
                     0 => span(cost),
                     _ => format!("with {}", ids[0]),
                 },
@@ -309,27 +367,63 @@ fn span(time: std::time::Duration) -> String {
     }
 }
 
-fn plan(profile: Profile, seed: u64, scenarios: Vec<Id>, arms: Vec<Arm>) -> Plan {
-    let chosen = |all: &[Id]| -> Vec<Id> {
-        all.iter()
-            .copied()
-            .filter(|id| scenarios.is_empty() || scenarios.contains(id))
-            .collect()
-    };
+/// What is wanted: everything that can be asked there, unless something is chosen.
+fn plan(cluster: ClusterKind, profile: Profile, seed: u64, scenarios: &[Id], arms: &[Arm]) -> Plan {
+    let kubelet = matches!(cluster, ClusterKind::Kube);
+    let scenarios: Vec<Id> = Id::ALL
+        .into_iter()
+        .filter(|id| scenarios.is_empty() || scenarios.contains(id))
+        .filter(|id| kubelet || !id.needs_kubelet())
+        .collect();
+    let speaks = |arm: &Arm| scenarios.iter().any(|id| id.runs_in(*arm, profile));
     Plan {
         profile,
         seed,
         arms: Arm::ALL
             .into_iter()
-            .filter(|arm| arms.is_empty() || arms.contains(arm))
+            .filter(|arm| match arms {
+                [] => speaks(arm),
+                chosen => chosen.contains(arm),
+            })
             .collect(),
-        scenarios: chosen(&Id::ALL),
-        pace: Pace::of(profile),
+        scenarios,
+        pace: if kubelet {
+            Pace::with_kubelet(profile)
+        } else {
+            Pace::of(profile)
+        },
+        kubelet,
+    }
+}
+
+fn clean(args: &CleanArgs) -> Result<u8, Trouble> {
+    let report = match args.cluster {
+        ClusterKind::Netns => cluster::clean_all(args.force),
+        ClusterKind::Kube => {
+            let interrupt = run::Interrupt::default();
+            cluster::kube::Kube::connect(args.context.as_deref(), interrupt)
+                .and_then(|kube| cluster::kube::clean(&kube, args.force))
+        }
+    };
+    println!("{}", report.map_err(Trouble::void)?);
+    Ok(0)
+}
+
+fn ground(cluster: ClusterKind, kube: KubeArgs) -> Ground {
+    match cluster {
+        ClusterKind::Netns => Ground::Netns,
+        ClusterKind::Kube => Ground::Kube(KubeOptions {
+            context: kube.context,
+            image: kube.image,
+            nodes: kube.nodes,
+            disturb_others: kube.disturb_others,
+            realtime: !kube.no_realtime,
+        }),
     }
 }
 
 fn measure(args: RunArgs) -> Result<u8, Trouble> {
-    let ClusterKind::Netns = args.cluster;
+    let ground = ground(args.cluster, args.kube);
     let seed = args.seed.unwrap_or_else(rand::random);
     let out = args.out.unwrap_or_else(|| {
         let now = time::OffsetDateTime::now_utc();
@@ -340,7 +434,25 @@ fn measure(args: RunArgs) -> Result<u8, Trouble> {
             .unwrap_or_else(|_| now.unix_timestamp().to_string());
         PathBuf::from("out").join(name)
     });
-    let plan = plan(args.profile.into(), seed, args.scenarios, args.arms);
+    let plan = plan(
+        args.cluster,
+        args.profile.into(),
+        seed,
+        &args.scenarios,
+        &args.arms,
+    );
+    let kubeless: Vec<&str> = args
+        .scenarios
+        .iter()
+        .filter(|id| !plan.scenarios.contains(id))
+        .map(|id| id.name())
+        .collect();
+    if !kubeless.is_empty() {
+        return Err(Trouble::usage(format!(
+            "--scenarios: {} need a kubelet: add --cluster kube, or leave them out",
+            kubeless.join(", ")
+        )));
+    }
     let idle: Vec<&str> = plan
         .scenarios
         .iter()
@@ -355,6 +467,7 @@ fn measure(args: RunArgs) -> Result<u8, Trouble> {
     }
     let options = Options {
         plan,
+        ground,
         out,
         allow_debug: args.allow_debug,
         command: std::env::args().collect(),
@@ -453,13 +566,27 @@ mod tests {
 
     #[test]
     fn arms_and_scenarios_keep_the_reports_order() {
-        let plan = plan(
+        let chosen = plan(
+            ClusterKind::Netns,
             Profile::Quick,
             1,
-            vec![Id::X1, Id::L1],
-            vec![Arm::Agent, Arm::None],
+            &[Id::X1, Id::L1],
+            &[Arm::Agent, Arm::None],
         );
-        assert_eq!(plan.scenarios, [Id::L1, Id::X1]);
-        assert_eq!(plan.arms, [Arm::None, Arm::Agent]);
+        assert_eq!(chosen.scenarios, [Id::L1, Id::X1]);
+        assert_eq!(chosen.arms, [Arm::None, Arm::Agent]);
+    }
+
+    #[test]
+    fn what_needs_a_kubelet_is_asked_where_there_is_one() {
+        let all = |cluster| plan(cluster, Profile::Smoke, 1, &[], &[]);
+        let here = all(ClusterKind::Netns);
+        assert!(!here.scenarios.iter().any(|id| id.needs_kubelet()));
+        assert!(!here.arms.contains(&Arm::ClassicSidecar));
+        let there = all(ClusterKind::Kube);
+        assert_eq!(there.scenarios, Id::ALL);
+        assert_eq!(there.arms, Arm::ALL);
+        let timed = plan(ClusterKind::Kube, Profile::Smoke, 1, &[Id::L1], &[]);
+        assert!(!timed.arms.contains(&Arm::ClassicSidecar));
     }
 }

@@ -9,8 +9,10 @@ pub mod run;
 pub mod scenario;
 
 pub mod accounting;
+pub mod attend;
 pub mod cluster;
 pub mod doctor;
+pub mod errand;
 pub mod load;
 pub mod serve;
 

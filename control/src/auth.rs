@@ -4,12 +4,16 @@
 //! agent's names a node, and stands for the workloads that run there and no
 //! others, so a stolen agent token is worth one node. How a token is verified is
 //! behind [`Authenticator`]: with a file as the source duet-control signs tokens
-//! itself, with Kubernetes the API server will be asked.
+//! itself, with Kubernetes the API server is asked (see [`crate::kube_auth`]).
+//!
+//! Whoever is to get a key's certificate is looked at more closely: by
+//! [`Verified::may_speak_for`] the pod must be the very one that is in the mesh now,
+//! and an agent gets no certificate for a pod that has a proxy of its own.
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use duet_core::WorkloadName;
-use duet_core::api::Workload;
+use duet_core::api::{Placement, Workload};
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
@@ -31,18 +35,41 @@ pub enum Caller {
     Node(String),
 }
 
+/// A caller, and what else is known of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    pub caller: Caller,
+    /// The pod that the token was made for, with Kubernetes.
+    pub pod: Option<BoundPod>,
+}
+
+/// A pod, as a token names it. Another of the same name has another uid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BoundPod {
+    pub uid: String,
+    pub service_account: String,
+}
+
 /// Turns a bearer token into the caller it was given to.
 #[tonic::async_trait]
 pub trait Authenticator: Send + Sync + 'static {
-    async fn authenticate(&self, token: &str) -> Result<Caller, Unauthenticated>;
+    async fn authenticate(&self, token: &str) -> Result<Verified, Unverified>;
+}
+
+/// Why a caller is not known.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Unverified {
+    #[error(transparent)]
+    Unauthenticated(#[from] Unauthenticated),
+    /// Whoever knows could not be asked: the token may be good.
+    #[error("{0}")]
+    Unavailable(String),
 }
 
 /// Why a token is not accepted; says what to send instead.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Unauthenticated {
-    #[error(
-        "no bearer token: send `authorization: Bearer TOKEN` with one that `duet-control token` made"
-    )]
+    #[error("no bearer token: send `authorization: Bearer TOKEN`")]
     Missing,
     #[error(
         "the token was not signed with this mesh's key: make one with `duet-control token` and this mesh's --state-dir"
@@ -50,6 +77,9 @@ pub enum Unauthenticated {
     Forged,
     #[error("the token has expired: make another with `duet-control token`")]
     Expired,
+    /// With Kubernetes.
+    #[error("{0}")]
+    ServiceAccount(String),
 }
 
 /// Signs and verifies the tokens of `duet-control token`: HMAC-SHA256 over the
@@ -73,11 +103,23 @@ struct Claims {
 /// The caller that sent `metadata`.
 ///
 /// # Errors
-/// UNAUTHENTICATED, without a token or with one that is not valid.
+/// UNAUTHENTICATED, without a token or with one that is not valid; UNAVAILABLE, when
+/// that cannot be found out now.
 pub async fn authenticate(
     authenticator: &dyn Authenticator,
     metadata: &MetadataMap,
 ) -> Result<Caller, Status> {
+    Ok(verify(authenticator, metadata).await?.caller)
+}
+
+/// As [`authenticate`], with all that is known of the caller.
+///
+/// # Errors
+/// As [`authenticate`].
+pub async fn verify(
+    authenticator: &dyn Authenticator,
+    metadata: &MetadataMap,
+) -> Result<Verified, Status> {
     let token = metadata
         .get("authorization")
         .and_then(|value| value.to_str().ok())
@@ -88,9 +130,55 @@ pub async fn authenticate(
         .filter(|token| !token.is_empty());
     let outcome = match token {
         Some(token) => authenticator.authenticate(token).await,
-        None => Err(Unauthenticated::Missing),
+        None => Err(Unauthenticated::Missing.into()),
     };
-    outcome.map_err(|error| Status::unauthenticated(error.to_string()))
+    outcome.map_err(|error| match error {
+        Unverified::Unauthenticated(error) => Status::unauthenticated(error.to_string()),
+        Unverified::Unavailable(error) => Status::unavailable(error),
+    })
+}
+
+// === impl Verified ===
+
+impl Verified {
+    /// Whether the caller may have a certificate as `workload`.
+    ///
+    /// # Errors
+    /// PERMISSION_DENIED, with the reason.
+    pub fn may_speak_for(&self, workload: &Workload) -> Result<(), Status> {
+        self.caller.may_speak_for(workload)?;
+        let name = WorkloadName::new(&workload.namespace, &workload.name);
+        let denied = |reason: String| Err(Status::permission_denied(reason));
+        let placement = workload.placement();
+        match (&self.caller, &self.pod) {
+            (Caller::Node(_), _) if placement == Placement::Sidecar => denied(format!(
+                "{name} has a proxy of its own, which asks for itself"
+            )),
+            (Caller::Node(node), Some(_)) if placement != Placement::Agent => denied(format!(
+                "{name} is not in the care of the agent on node {node}"
+            )),
+            (Caller::Workload(_), Some(_)) if placement == Placement::Agent => denied(format!(
+                "{name} is proxied by its node's agent, which asks for it"
+            )),
+            (Caller::Workload(_), Some(pod)) if pod.uid != workload.uid => denied(format!(
+                "this token was made for another pod {name}, of uid {}: in the mesh is {}",
+                pod.uid, workload.uid
+            )),
+            (Caller::Workload(_), Some(pod)) if pod.service_account != workload.service_account => {
+                denied(format!(
+                    "this token is service account {}'s, and {name} runs as {}",
+                    pod.service_account, workload.service_account
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl From<Caller> for Verified {
+    fn from(caller: Caller) -> Self {
+        Self { caller, pod: None }
+    }
 }
 
 // === impl Caller ===
@@ -217,8 +305,8 @@ impl TokenKey {
 
 #[tonic::async_trait]
 impl Authenticator for TokenKey {
-    async fn authenticate(&self, token: &str) -> Result<Caller, Unauthenticated> {
-        self.verify(token)
+    async fn authenticate(&self, token: &str) -> Result<Verified, Unverified> {
+        Ok(self.verify(token)?.into())
     }
 }
 
@@ -284,6 +372,58 @@ mod tests {
         }
         // A sidecar needs no node.
         assert!(web_0().may_speak_for(&workload("")).is_ok());
+    }
+
+    #[test]
+    fn a_pod_is_the_very_one() {
+        let workload = |placement: Placement, uid: &str| Workload {
+            namespace: "default".into(),
+            name: "web-0".into(),
+            node: "node-1".into(),
+            service_account: "web".into(),
+            uid: uid.into(),
+            placement: placement.into(),
+            ..Workload::default()
+        };
+        let pod = |uid: &str, service_account: &str| {
+            Some(BoundPod {
+                uid: uid.into(),
+                service_account: service_account.into(),
+            })
+        };
+        let verified = |caller: &Caller, pod| Verified {
+            caller: caller.clone(),
+            pod,
+        };
+        let node = Caller::Node("node-1".into());
+        let sidecar = workload(Placement::Sidecar, "1");
+        let agents = workload(Placement::Agent, "1");
+
+        let may = |verified: Verified, workload: &Workload| match verified.may_speak_for(workload) {
+            Ok(()) => String::new(),
+            Err(status) => {
+                assert_eq!(status.code(), tonic::Code::PermissionDenied);
+                status.message().to_owned()
+            }
+        };
+        assert_eq!(may(verified(&web_0(), pod("1", "web")), &sidecar), "");
+        assert_eq!(may(verified(&node, pod("9", "duet-agent")), &agents), "");
+
+        let earlier = may(verified(&web_0(), pod("0", "web")), &sidecar);
+        assert!(earlier.contains("another pod"), "{earlier}");
+        let other = may(verified(&web_0(), pod("1", "admin")), &sidecar);
+        assert!(other.contains("service account admin's"), "{other}");
+        let agent = may(verified(&node, pod("9", "duet-agent")), &sidecar);
+        assert!(agent.contains("a proxy of its own"), "{agent}");
+        let unplaced = workload(Placement::Unplaced, "1");
+        let agent = may(verified(&node, pod("9", "duet-agent")), &unplaced);
+        assert!(agent.contains("not in the care"), "{agent}");
+        let own = may(verified(&web_0(), pod("1", "web")), &agents);
+        assert!(own.contains("node's agent"), "{own}");
+
+        // With a file as the source there are no pods.
+        assert_eq!(may(node.into(), &unplaced), "");
+        assert_eq!(may(web_0().into(), &unplaced), "");
     }
 
     proptest! {

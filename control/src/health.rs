@@ -1,6 +1,7 @@
 //! `/ready`, `/live` and `/metrics`, plain HTTP/1.1.
 
 use crate::metrics::Metrics;
+use crate::ready::Readiness;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -23,7 +24,12 @@ pub const MAX_CONNECTIONS: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves for ever. /ready says 503 once `shutdown` has begun.
-pub(crate) async fn serve(listener: TcpListener, metrics: Metrics, shutdown: CancellationToken) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    metrics: Metrics,
+    readiness: Readiness,
+    shutdown: CancellationToken,
+) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let permit = room.clone().acquire_owned().await;
@@ -31,11 +37,12 @@ pub(crate) async fn serve(listener: TcpListener, metrics: Metrics, shutdown: Can
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let (metrics, shutdown) = (metrics.clone(), shutdown.clone());
+        let (metrics, readiness) = (metrics.clone(), readiness.clone());
+        let shutdown = shutdown.clone();
         tokio::spawn(async move {
             let _permit = permit;
             let service = service_fn(|request| {
-                let response = answer(&request, &metrics, &shutdown);
+                let response = answer(&request, &metrics, &readiness, &shutdown);
                 async move { Ok::<_, Infallible>(response) }
             });
             // What goes wrong here went wrong at the client.
@@ -51,6 +58,7 @@ pub(crate) async fn serve(listener: TcpListener, metrics: Metrics, shutdown: Can
 fn answer(
     request: &Request<Incoming>,
     metrics: &Metrics,
+    readiness: &Readiness,
     shutdown: &CancellationToken,
 ) -> Response<Full<Bytes>> {
     match request.uri().path() {
@@ -58,7 +66,10 @@ fn answer(
         "/ready" if shutdown.is_cancelled() => {
             text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n")
         }
-        "/ready" => text(StatusCode::OK, "ready\n"),
+        "/ready" => match readiness.page() {
+            (true, page) => text(StatusCode::OK, page),
+            (false, page) => text(StatusCode::SERVICE_UNAVAILABLE, page),
+        },
         "/metrics" => {
             let mut page = Vec::new();
             match TextEncoder::new().encode(&metrics.registry.gather(), &mut page) {

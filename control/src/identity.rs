@@ -1,29 +1,31 @@
 //! `Identity.Certify`: a certificate for a workload, for whoever may speak for it.
 
-use crate::auth::{Authenticator, authenticate};
-use crate::ca::{Authority, CaError};
+use crate::auth::{Authenticator, verify};
+use crate::ca::CaError;
 use crate::metrics::Metrics;
 use crate::source::States;
+use crate::trust::Trust;
 use duet_core::WorkloadName;
 use duet_core::api::identity_server::Identity;
-use duet_core::api::{CertifyRequest, CertifyResponse, MeshProtocol};
+use duet_core::api::{CertifyRequest, CertifyResponse, MeshProtocol, Placement};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Code, Request, Response, Status};
 use tracing::{info, warn};
 
 /// Why requests are refused, as the metric names it.
-pub(crate) const REFUSALS: [&str; 6] = [
+pub(crate) const REFUSALS: [&str; 7] = [
     "unauthenticated",
     "permission_denied",
     "invalid_argument",
     "not_found",
     "failed_precondition",
+    "unavailable",
     "internal",
 ];
 
 pub(crate) struct IdentityService {
-    pub authority: Arc<Authority>,
+    pub trust: Trust,
     pub authenticator: Arc<dyn Authenticator>,
     pub states: States,
     pub cert_lifetime: Duration,
@@ -37,37 +39,37 @@ impl IdentityService {
         &self,
         request: Request<CertifyRequest>,
     ) -> Result<Response<CertifyResponse>, Status> {
-        let caller = authenticate(&*self.authenticator, request.metadata()).await?;
+        let verified = verify(&*self.authenticator, request.metadata()).await?;
         let CertifyRequest { workload, csr } = request.into_inner();
         let name: WorkloadName = workload
             .parse()
             .map_err(|error| Status::invalid_argument(format!("workload: {error}")))?;
-        caller.may_name(&name)?;
+        verified.caller.may_name(&name)?;
 
         let state = self.states.borrow().clone();
         let workload = state.workloads.get(&workload).ok_or_else(|| {
             Status::not_found(format!("there is no workload {name} in the mesh: add it"))
         })?;
-        caller.may_speak_for(workload)?;
-        if workload.protocol() == MeshProtocol::None {
+        verified.may_speak_for(workload)?;
+        let unplaced = workload.placement() == Placement::Unplaced;
+        if workload.protocol() == MeshProtocol::None && unplaced {
             return Err(Status::failed_precondition(format!(
                 "{name} has `mesh: none`, so it has no identity: set `mesh: duet`"
             )));
         }
 
         let spiffe_id = state.spiffe_id(workload);
-        let leaf = self
-            .authority
+        let authority = self.trust.current();
+        let leaf = authority
             .certify(&csr, &spiffe_id, self.cert_lifetime)
             .map_err(|error| match error {
                 CaError::Request(_) => Status::invalid_argument(error.to_string()),
                 other => Status::internal(other.to_string()),
             })?;
-        info!(workload = %name, %spiffe_id, %caller, not_after = %leaf.not_after, "certified");
+        info!(workload = %name, %spiffe_id, caller = %verified.caller, not_after = %leaf.not_after, "certified");
         Ok(Response::new(CertifyResponse {
-            chain: vec![leaf.certificate.to_vec()],
-            roots: self
-                .authority
+            chain: leaf.chain.iter().map(|one| one.to_vec()).collect(),
+            roots: authority
                 .bundle()
                 .iter()
                 .map(|root| root.to_vec())
@@ -108,6 +110,7 @@ fn reason(code: Code) -> &'static str {
         Code::InvalidArgument => "invalid_argument",
         Code::NotFound => "not_found",
         Code::FailedPrecondition => "failed_precondition",
+        Code::Unavailable => "unavailable",
         _ => "internal",
     }
 }

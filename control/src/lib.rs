@@ -5,9 +5,14 @@
 //!
 //! * [`state`]: the mesh at one moment, and deltas between moments
 //! * [`source`]: where the description comes from; today a YAML [`FileSource`]
-//! * [`auth`]: who is calling; today tokens signed with a [`TokenKey`]
-//! * [`ca`] and [`state_dir`]: the mesh root, and what outlives a restart
-//! * `identity`, `discovery`, [`tls`], `health`, [`metrics`]: what is served
+//! * [`auth`]: who is calling: tokens signed with a [`TokenKey`], or, in [`kube_auth`],
+//!   a service account's
+//! * [`crd`]: what Duet adds to the Kubernetes API
+//! * [`ca`], [`trust`] and [`state_dir`]: the mesh root, how it is replaced, and what
+//!   outlives a restart
+//! * [`leader`]: which replica writes
+//! * `identity`, `discovery`, [`enrolment`], [`tls`], `health`, [`metrics`]: what is served
+//! * [`injector`]: which pods join the mesh, and what they are given for it
 //! * [`server`]: all of it put together
 //!
 //! [`Source`] and [`Authenticator`] are the seams for another platform: one yields
@@ -16,19 +21,31 @@
 
 pub mod auth;
 pub mod ca;
+pub mod crd;
 pub mod discovery;
+pub mod enrolment;
 pub mod health;
 mod identity;
+pub mod injector;
+pub mod kube_auth;
+pub mod kubernetes;
+pub mod leader;
 pub mod metrics;
+pub mod ready;
 pub mod server;
 pub mod source;
 pub mod state;
 pub mod state_dir;
 pub mod tls;
+pub mod trust;
 
 pub use auth::{Authenticator, Caller, TokenKey};
 pub use ca::Authority;
+pub use enrolment::Enrolments;
+pub use kube_auth::KubeAuthenticator;
+pub use leader::Leader;
 pub use server::{ControlPlane, Settings, StartError};
 pub use source::{FileSource, Rejected, Source};
 pub use state::MeshState;
 pub use state_dir::{StateDir, StateDirError};
+pub use trust::{KubeTrust, Trust};

@@ -104,6 +104,14 @@ impl Metrics {
         metrics
     }
 
+    /// Adds what somebody else measures.
+    pub(crate) fn register<C: Collector + Clone + 'static>(
+        &self,
+        metric: prometheus::Result<C>,
+    ) -> C {
+        register(&self.registry, metric)
+    }
+
     /// A state came into force.
     pub(crate) fn loaded(&self, state: &MeshState) {
         let count = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);

@@ -1,14 +1,24 @@
 //! The running control plane: source, authority and API put together.
+//!
+//! It starts in steps, because with Kubernetes each may have to wait: [`prepare`]
+//! takes the ports and says on /ready what is missing, [`Prepared::follow`] waits for
+//! the mesh, [`Prepared::serve`] begins to answer proxies.
+//!
+//! [`prepare`]: ControlPlane::prepare
 
 use crate::auth::Authenticator;
-use crate::ca::{Authority, CaError};
+use crate::ca::CaError;
 use crate::discovery::DiscoveryService;
+use crate::enrolment::{EnrolmentService, Enrolments};
 use crate::health;
 use crate::identity::IdentityService;
 use crate::metrics::Metrics;
-use crate::source::{Rejected, Source, follow};
-use crate::tls::{self, ServerCertificate};
+use crate::ready::Readiness;
+use crate::source::{Rejected, Source, States, follow};
+use crate::tls::{self, SERVER_NAME, ServerCertificate};
+use crate::trust::Trust;
 use duet_core::api::discovery_server::DiscoveryServer;
+use duet_core::api::enrolment_server::EnrolmentServer;
 use duet_core::api::identity_server::IdentityServer;
 use std::io;
 use std::net::SocketAddr;
@@ -42,6 +52,8 @@ pub struct Settings {
     pub health: SocketAddr,
     /// How long workload certificates are valid.
     pub cert_lifetime: Duration,
+    /// What becomes of agents' reports.
+    pub enrolments: Enrolments,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -66,42 +78,89 @@ pub struct ControlPlane {
     health_addr: SocketAddr,
     shutdown: CancellationToken,
     api: JoinHandle<Result<(), tonic::transport::Error>>,
-    background: Vec<JoinHandle<()>>,
+    _background: Background,
 }
 
-// === impl ControlPlane ===
+/// A control plane that has its ports and does not answer proxies yet. Dropping it
+/// gives the ports back.
+pub struct Prepared {
+    settings: Settings,
+    metrics: Metrics,
+    readiness: Readiness,
+    listener: TcpListener,
+    api_addr: SocketAddr,
+    health_addr: SocketAddr,
+    shutdown: CancellationToken,
+    background: Background,
+}
 
-impl ControlPlane {
-    /// Reads the source once, then serves. Ready when it returns.
+/// Tasks that end with whoever holds them.
+#[derive(Default)]
+struct Background(Vec<JoinHandle<()>>);
+
+/// What /ready names until proxies are answered.
+const API: &str = "api";
+
+// === impl Prepared ===
+
+impl Prepared {
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
+    pub fn health_addr(&self) -> SocketAddr {
+        self.health_addr
+    }
+
+    /// Cancelled when the control plane stops.
+    pub fn shutdown(&self) -> &CancellationToken {
+        &self.shutdown
+    }
+
+    /// Waits until the source has something, and follows it from then on.
     ///
     /// # Errors
-    /// When the source has nothing usable or an address cannot be listened on.
-    pub async fn start(
-        settings: Settings,
-        authority: Authority,
-        authenticator: Arc<dyn Authenticator>,
-        source: impl Source,
-    ) -> Result<Self, StartError> {
-        let metrics = Metrics::new();
-        let states = follow(source, metrics.clone()).await?;
-        let authority = Arc::new(authority);
-        let certificate = ServerCertificate::issue(&authority, settings.cert_lifetime)?;
-        let (listener, api_addr) = listen("--listen", settings.listen).await?;
-        let (health_listener, health_addr) = listen("--health", settings.health).await?;
+    /// When what it has cannot be used.
+    pub async fn follow(&self, source: impl Source) -> Result<States, StartError> {
+        Ok(follow(source, self.metrics.clone(), &self.readiness).await?)
+    }
 
-        let shutdown = CancellationToken::new();
-        let connections = tls::accept(listener, certificate.clone().acceptor(), shutdown.clone());
+    /// Ready when it returns.
+    ///
+    /// # Errors
+    /// When duet-control cannot make a certificate for itself.
+    pub fn serve(
+        mut self,
+        states: States,
+        trust: Trust,
+        authenticator: Arc<dyn Authenticator>,
+    ) -> Result<ControlPlane, StartError> {
+        let cert_lifetime = self.settings.cert_lifetime;
+        let certificate = ServerCertificate::issue(&trust.current(), SERVER_NAME, cert_lifetime)?;
+        let shutdown = self.shutdown.clone();
+        let acceptor = certificate.clone().acceptor();
+        let connections = tls::accept(self.listener, acceptor, shutdown.clone());
         let identity = IdentityService {
-            authority: authority.clone(),
+            trust: trust.clone(),
             authenticator: authenticator.clone(),
             states: states.clone(),
-            cert_lifetime: settings.cert_lifetime,
-            metrics: metrics.clone(),
+            cert_lifetime,
+            metrics: self.metrics.clone(),
+        };
+        let enrolment = EnrolmentService {
+            authenticator: authenticator.clone(),
+            states: states.clone(),
+            enrolments: self.settings.enrolments,
         };
         let discovery = DiscoveryService {
             authenticator,
             states: states.clone(),
-            metrics: metrics.clone(),
+            trust: trust.clone(),
+            metrics: self.metrics,
             shutdown: shutdown.clone(),
         };
         let api = Server::builder()
@@ -110,32 +169,92 @@ impl ControlPlane {
             .max_concurrent_streams(MAX_STREAMS)
             .add_service(IdentityServer::new(identity).max_decoding_message_size(MAX_REQUEST_BYTES))
             .add_service(
+                EnrolmentServer::new(enrolment).max_decoding_message_size(MAX_REQUEST_BYTES),
+            )
+            .add_service(
                 DiscoveryServer::new(discovery).max_decoding_message_size(MAX_REQUEST_BYTES),
             )
             .serve_with_incoming_shutdown(
                 ReceiverStream::new(connections),
                 shutdown.clone().cancelled_owned(),
             );
+        let api = tokio::spawn(api);
+        self.background
+            .0
+            .push(tokio::spawn(certificate.keep_renewed(trust)));
+        self.readiness.is_well(API);
         let state = states.borrow().clone();
         info!(
-            api = %api_addr,
-            health = %health_addr,
+            api = %self.api_addr,
+            health = %self.health_addr,
             trust_domain = %state.trust_domain,
             workloads = state.workloads.len(),
             services = state.services.len(),
             core = duet_core::CORE_FINGERPRINT,
             "duet-control serves"
         );
-        Ok(Self {
+        Ok(ControlPlane {
+            api_addr: self.api_addr,
+            health_addr: self.health_addr,
+            shutdown,
+            api,
+            _background: self.background,
+        })
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+// === impl ControlPlane ===
+
+impl ControlPlane {
+    /// Takes the ports, and serves /ready, /live and /metrics.
+    ///
+    /// # Errors
+    /// When an address cannot be listened on.
+    pub async fn prepare(settings: Settings) -> Result<Prepared, StartError> {
+        let (listener, api_addr) = listen("--listen", settings.listen).await?;
+        let (health_listener, health_addr) = listen("--health", settings.health).await?;
+        let (metrics, readiness) = (Metrics::new(), Readiness::default());
+        readiness.is_missing(API, "proxies are not answered yet");
+        let shutdown = CancellationToken::new();
+        let health = health::serve(
+            health_listener,
+            metrics.clone(),
+            readiness.clone(),
+            shutdown.clone(),
+        );
+        Ok(Prepared {
+            background: Background(vec![tokio::spawn(health)]),
+            settings,
+            metrics,
+            readiness,
+            listener,
             api_addr,
             health_addr,
-            api: tokio::spawn(api),
-            background: vec![
-                tokio::spawn(health::serve(health_listener, metrics, shutdown.clone())),
-                tokio::spawn(certificate.keep_renewed(authority, settings.cert_lifetime)),
-            ],
             shutdown,
         })
+    }
+
+    /// All steps at once. Ready when it returns.
+    ///
+    /// # Errors
+    /// When the source has nothing usable or an address cannot be listened on.
+    pub async fn start(
+        settings: Settings,
+        trust: impl Into<Trust>,
+        authenticator: Arc<dyn Authenticator>,
+        source: impl Source,
+    ) -> Result<Self, StartError> {
+        let prepared = Self::prepare(settings).await?;
+        let states = prepared.follow(source).await?;
+        prepared.serve(states, trust.into(), authenticator)
     }
 
     pub fn api_addr(&self) -> SocketAddr {
@@ -163,9 +282,6 @@ impl Drop for ControlPlane {
     fn drop(&mut self) {
         self.shutdown.cancel();
         self.api.abort();
-        for task in &self.background {
-            task.abort();
-        }
     }
 }
 

@@ -5,16 +5,23 @@
 //! states, and a source that fails leaves everybody with what they had.
 
 mod file;
+pub mod kube;
 mod mesh_yaml;
 
+pub use self::kube::KubeSource;
 pub use file::{FileSource, MAX_FILE_BYTES, POLL_INTERVAL};
 pub use mesh_yaml::parse;
 
 use crate::metrics::Metrics;
+use crate::ready::Readiness;
 use crate::state::{MeshState, next_version};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
-use tracing::{error, info};
+use tracing::{debug, error, info};
+
+/// A mesh that changes all the time is told of this often.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where the mesh's description comes from.
 pub trait Source: Send + 'static {
@@ -22,6 +29,9 @@ pub trait Source: Send + 'static {
     /// change. An error says that what is there now cannot be used; it does not
     /// end the source. The version is the follower's business.
     fn next(&mut self) -> impl Future<Output = Result<MeshState, Rejected>> + Send;
+
+    /// Where to say how it goes, told once before the first [`Self::next`].
+    fn report_to(&mut self, _metrics: &Metrics, _readiness: &Readiness) {}
 }
 
 /// Why a description cannot be used: one line with what is wrong, where, and what
@@ -37,13 +47,19 @@ pub type States = watch::Receiver<Arc<MeshState>>;
 ///
 /// # Errors
 /// When there is no usable description to start from.
-pub async fn follow(mut source: impl Source, metrics: Metrics) -> Result<States, Rejected> {
+pub async fn follow(
+    mut source: impl Source,
+    metrics: Metrics,
+    readiness: &Readiness,
+) -> Result<States, Rejected> {
+    source.report_to(&metrics, readiness);
     let mut first = source.next().await?;
     first.version = next_version(0);
     metrics.loaded(&first);
     let (publish, states) = watch::channel(Arc::new(first));
     tokio::spawn(async move {
         let mut failing = false;
+        let mut told = None;
         loop {
             let outcome = tokio::select! {
                 outcome = source.next() => outcome,
@@ -60,12 +76,17 @@ pub async fn follow(mut source: impl Source, metrics: Metrics) -> Result<States,
                         continue;
                     }
                     state.version = next_version(before.version);
-                    info!(
-                        version = state.version,
-                        workloads = state.workloads.len(),
-                        services = state.services.len(),
-                        "the mesh changed"
-                    );
+                    if told.is_none_or(|told: Instant| told.elapsed() > TELL_INTERVAL) {
+                        told = Some(Instant::now());
+                        info!(
+                            version = state.version,
+                            workloads = state.workloads.len(),
+                            services = state.services.len(),
+                            "the mesh changed"
+                        );
+                    } else {
+                        debug!(version = state.version, "the mesh changed");
+                    }
                     metrics.loaded(&state);
                     publish.send_replace(Arc::new(state));
                 }

@@ -1,21 +1,53 @@
 //! What the mesh is at one moment, and how one moment becomes the next.
 //!
 //! The state is kept in the words of the API, so that nothing is translated on
-//! its way to a proxy. A proxy that holds state `a` and receives
-//! [`MeshState::delta_from`]`(a)` of `b` holds `b`: [`MeshState::apply`] is what it
-//! does, and a property test holds the two together.
+//! its way to a proxy. It is cheap to clone and cheap to compare with an earlier
+//! clone ([`Table`]), because every proxy is told the difference between what it
+//! heard last and what is true now, within its [`Scope`]. A proxy that holds state
+//! `a` and receives [`MeshState::delta`] from `a` to `b` holds `b`: [`View::apply`]
+//! is what it does, and a property test holds the two together.
 
-use duet_core::api::{Service, Update, Workload};
-use std::collections::BTreeMap;
+mod scope;
+mod table;
+mod update;
+mod view;
+
+pub use scope::Scope;
+pub use table::Table;
+pub use view::View;
+
+use duet_core::api::{AuthorizationPolicy, MeshProtocol, Service, Workload};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 
 /// Everything that discovery tells, keyed by "namespace/name".
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct MeshState {
     /// Grows with each change, over restarts too; see [`next_version`].
     pub version: u64,
     pub trust_domain: String,
-    pub workloads: BTreeMap<String, Workload>,
-    pub services: BTreeMap<String, Service>,
+    pub workloads: Table<Arc<str>, Workload>,
+    pub services: Table<Arc<str>, Service>,
+    pub policies: Table<Arc<str>, AuthorizationPolicy>,
+    /// What namespaces hear of beside themselves; those that are not here hear of
+    /// everything.
+    reach: Table<Arc<str>, BTreeSet<String>>,
+    /// "namespace/name" of the workloads and services that are only to be reached
+    /// through the mesh, by address. More than one, where an address is already
+    /// somebody else's before its last owner is gone.
+    guarded: Table<IpAddr, BTreeSet<Arc<str>>>,
+    /// How many workloads of which namespaces are on a node.
+    nodes: Table<Arc<str>, BTreeMap<String, usize>>,
+}
+
+/// Whether a service may be reached past the mesh by those who do not hear of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backends {
+    /// Somebody behind it is in the mesh, or nobody knows who is behind it.
+    Guarded,
+    /// Everybody behind it is known not to be in the mesh.
+    Plain,
 }
 
 /// The version that follows `previous`: milliseconds since the epoch, so that a
@@ -32,58 +64,80 @@ pub fn next_version(previous: u64) -> u64 {
 // === impl MeshState ===
 
 impl MeshState {
-    /// The whole state, the first update of every watch.
-    pub fn snapshot(&self) -> Update {
-        Update {
-            snapshot: true,
-            version: self.version,
-            trust_domain: self.trust_domain.clone(),
-            workloads: self.workloads.values().cloned().collect(),
-            services: self.services.values().cloned().collect(),
-            removed_workloads: Vec::new(),
-            removed_services: Vec::new(),
-            ..Update::default()
+    /// A mesh without anybody in it.
+    pub fn new(trust_domain: impl Into<String>) -> Self {
+        Self {
+            trust_domain: trust_domain.into(),
+            ..Self::default()
         }
     }
 
-    /// What a proxy that holds `before` must be told to hold `self`. `None` when
-    /// there is nothing to tell; a new version alone is nothing.
-    pub fn delta_from(&self, before: &Self) -> Option<Update> {
-        if self.same_mesh(before) {
-            return None;
+    pub fn put_workload(&mut self, workload: Workload) {
+        let name = key(&workload.namespace, &workload.name);
+        if self.workloads.get(&name).map(|known| &**known) == Some(&workload) {
+            return;
         }
-        Some(Update {
-            snapshot: false,
-            version: self.version,
-            trust_domain: self.trust_domain.clone(),
-            workloads: changed(&before.workloads, &self.workloads),
-            services: changed(&before.services, &self.services),
-            removed_workloads: removed(&before.workloads, &self.workloads),
-            removed_services: removed(&before.services, &self.services),
-            ..Update::default()
-        })
+        let name: Arc<str> = name.into();
+        self.count(&workload, 1);
+        let guarded = addresses(&workload.addresses, is_meshed(&workload));
+        let old = self.workloads.insert(name.clone(), Arc::new(workload));
+        if let Some(old) = &old {
+            self.count(old, -1);
+        }
+        let unguarded = old.map(|old| addresses(&old.addresses, true));
+        self.guard(&name, unguarded.unwrap_or_default(), guarded);
     }
 
-    /// What a proxy does with an update.
-    pub fn apply(&mut self, update: Update) {
-        if update.snapshot {
-            *self = Self::default();
+    pub fn remove_workload(&mut self, name: &str) {
+        if let Some(old) = self.workloads.remove(name) {
+            self.count(&old, -1);
+            self.guard(
+                &name.into(),
+                addresses(&old.addresses, true),
+                BTreeSet::new(),
+            );
         }
-        self.version = update.version;
-        self.trust_domain = update.trust_domain;
-        for name in update.removed_workloads {
-            self.workloads.remove(&name);
+    }
+
+    pub fn put_service(&mut self, service: Service, backends: Backends) {
+        let name: Arc<str> = key(&service.namespace, &service.name).into();
+        let guarded = addresses(&service.addresses, backends == Backends::Guarded);
+        let mut unguarded = BTreeSet::new();
+        if self.services.get(&name).map(|known| &**known) == Some(&service) {
+            unguarded = addresses(&service.addresses, true);
+        } else if let Some(old) = self.services.insert(name.clone(), Arc::new(service)) {
+            unguarded = addresses(&old.addresses, true);
         }
-        for name in update.removed_services {
-            self.services.remove(&name);
+        self.guard(&name, unguarded, guarded);
+    }
+
+    pub fn remove_service(&mut self, name: &str) {
+        if let Some(old) = self.services.remove(name) {
+            let unguarded = addresses(&old.addresses, true);
+            self.guard(&name.into(), unguarded, BTreeSet::new());
         }
-        for workload in update.workloads {
-            self.workloads
-                .insert(key(&workload.namespace, &workload.name), workload);
+    }
+
+    pub fn put_policy(&mut self, policy: AuthorizationPolicy) {
+        let name = key(&policy.namespace, &policy.name);
+        if self.policies.get(&name).map(|known| &**known) != Some(&policy) {
+            self.policies.insert(name.into(), Arc::new(policy));
         }
-        for service in update.services {
-            self.services
-                .insert(key(&service.namespace, &service.name), service);
+    }
+
+    pub fn remove_policy(&mut self, name: &str) {
+        self.policies.remove(name);
+    }
+
+    /// The namespaces that the workloads of `namespace` hear of beside their own;
+    /// `None`: all.
+    pub fn set_reach(&mut self, namespace: &str, reach: Option<BTreeSet<String>>) {
+        match reach {
+            Some(reach) if self.reach.get(namespace).map(|known| &**known) != Some(&reach) => {
+                self.reach.insert(namespace.into(), Arc::new(reach));
+            }
+            Some(_) => {}
+            None => drop(self.reach.remove(namespace)),
         }
     }
 
@@ -92,6 +146,9 @@ impl MeshState {
         self.trust_domain == other.trust_domain
             && self.workloads == other.workloads
             && self.services == other.services
+            && self.policies == other.policies
+            && self.reach == other.reach
+            && self.guarded == other.guarded
     }
 
     /// The SPIFFE ID of a workload of this mesh.
@@ -101,6 +158,48 @@ impl MeshState {
             self.trust_domain, workload.namespace, workload.service_account
         )
     }
+
+    fn guard(&mut self, owner: &Arc<str>, unguarded: BTreeSet<IpAddr>, guarded: BTreeSet<IpAddr>) {
+        for address in unguarded.difference(&guarded) {
+            let Some(owners) = self.guarded.find(address) else {
+                continue;
+            };
+            let mut left = BTreeSet::clone(owners);
+            if !left.remove(owner) {
+                continue;
+            }
+            if left.is_empty() {
+                self.guarded.remove(address);
+            } else {
+                self.guarded.insert(*address, Arc::new(left));
+            }
+        }
+        for address in guarded {
+            let owners = self.guarded.find(&address);
+            let mut owners = owners.map_or_else(BTreeSet::new, |owners| BTreeSet::clone(owners));
+            if owners.insert(owner.clone()) {
+                self.guarded.insert(address, Arc::new(owners));
+            }
+        }
+    }
+
+    fn count(&mut self, workload: &Workload, change: isize) {
+        if workload.node.is_empty() {
+            return;
+        }
+        let counts = self.nodes.get(&workload.node);
+        let mut counts = counts.map_or_else(BTreeMap::new, |counts| BTreeMap::clone(counts));
+        let count = counts.entry(workload.namespace.clone()).or_default();
+        *count = count.saturating_add_signed(change);
+        if *count == 0 {
+            counts.remove(&workload.namespace);
+        }
+        if counts.is_empty() {
+            self.nodes.remove(&*workload.node);
+        } else {
+            self.nodes.insert((*workload.node).into(), Arc::new(counts));
+        }
+    }
 }
 
 /// How workloads and services are named in the API.
@@ -108,133 +207,18 @@ pub fn key(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
 }
 
-fn changed<T: Clone + PartialEq>(
-    before: &BTreeMap<String, T>,
-    after: &BTreeMap<String, T>,
-) -> Vec<T> {
-    after
-        .iter()
-        .filter(|(name, value)| before.get(*name) != Some(value))
-        .map(|(_, value)| value.clone())
-        .collect()
+fn is_meshed(workload: &Workload) -> bool {
+    workload.protocol() != MeshProtocol::None
 }
 
-fn removed<T>(before: &BTreeMap<String, T>, after: &BTreeMap<String, T>) -> Vec<String> {
-    before
-        .keys()
-        .filter(|name| !after.contains_key(*name))
-        .cloned()
+/// `texts` as addresses, if `wanted`. What is no address is no proxy's destination.
+fn addresses(texts: &[String], wanted: bool) -> BTreeSet<IpAddr> {
+    let texts = if wanted { texts } else { &[] };
+    let parsed = texts.iter().filter_map(|text| text.parse().ok());
+    parsed
+        .map(|address: IpAddr| address.to_canonical())
         .collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use duet_core::api::{Endpoint, ServicePort};
-    use proptest::collection::{btree_set, vec};
-    use proptest::prelude::*;
-
-    fn workloads() -> impl Strategy<Value = Vec<Workload>> {
-        // Few names, so that two states share some of them.
-        btree_set(0..8u8, 0..8)
-            .prop_flat_map(|names| {
-                names
-                    .into_iter()
-                    .map(|name| {
-                        (0..3u8, 0..3u8, 0..2i32).prop_map(move |(node, address, mtls)| Workload {
-                            namespace: format!("ns{}", name % 2),
-                            name: format!("w{name}"),
-                            node: format!("node-{node}"),
-                            addresses: vec![format!("10.0.{name}.{address}")],
-                            mtls,
-                            ..Workload::default()
-                        })
-                    })
-                    .collect::<Vec<_>>()
-            })
-            .boxed()
-    }
-
-    fn services() -> impl Strategy<Value = Vec<Service>> {
-        btree_set(0..6u8, 0..6).prop_flat_map(|names| {
-            names
-                .into_iter()
-                .map(|name| {
-                    vec(0..4u8, 0..4).prop_map(move |endpoints| Service {
-                        namespace: "default".into(),
-                        name: format!("s{name}"),
-                        addresses: vec![format!("10.96.0.{name}")],
-                        ports: vec![ServicePort {
-                            port: 80,
-                            endpoints: endpoints
-                                .iter()
-                                .map(|last| Endpoint {
-                                    address: format!("10.0.0.{last}"),
-                                    port: 8080,
-                                    workload: String::new(),
-                                })
-                                .collect(),
-                            ..ServicePort::default()
-                        }],
-                    })
-                })
-                .collect::<Vec<_>>()
-        })
-    }
-
-    prop_compose! {
-        fn states()(
-            version in 1..1000u64,
-            domain in 0..2u8,
-            workloads in workloads(),
-            services in services(),
-        ) -> MeshState {
-            let mut state = MeshState::default();
-            state.apply(Update {
-                snapshot: true,
-                version,
-                trust_domain: format!("td{domain}"),
-                workloads,
-                services,
-                ..Update::default()
-            });
-            state
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn a_delta_leads_from_one_state_to_the_next(a in states(), b in states()) {
-            let mut held = a.clone();
-            match b.delta_from(&a) {
-                Some(delta) => {
-                    held.apply(delta);
-                    prop_assert_eq!(held, b);
-                }
-                None => prop_assert!(a.same_mesh(&b)),
-            }
-        }
-
-        #[test]
-        fn a_snapshot_leads_anywhere(a in states(), b in states()) {
-            let mut held = a;
-            held.apply(b.snapshot());
-            prop_assert_eq!(held, b);
-        }
-
-        #[test]
-        fn a_delta_names_nothing_that_stayed(a in states(), b in states()) {
-            for workload in b.delta_from(&a).into_iter().flat_map(|delta| delta.workloads) {
-                let name = key(&workload.namespace, &workload.name);
-                prop_assert_ne!(a.workloads.get(&name), Some(&workload));
-            }
-        }
-    }
-
-    #[test]
-    fn versions_grow_even_when_the_clock_does_not() {
-        let far = u64::MAX - 10;
-        assert_eq!(next_version(far), far + 1);
-        assert!(next_version(0) > 1_600_000_000_000);
-    }
-}
+mod tests;

@@ -96,8 +96,9 @@ impl StateDir {
                     problem: format!("no root could be made: {error}"),
                     path: key_path.clone(),
                 })?;
-                self.create(CA_KEY_FILE, &new.pem, SECRET_MODE)?;
-                self.secret(CA_KEY_FILE)?.unwrap_or(new.pem)
+                let pem = format!("{}{}", new.key, new.certificate);
+                self.create(CA_KEY_FILE, &pem, SECRET_MODE)?;
+                self.secret(CA_KEY_FILE)?.unwrap_or(pem)
             }
         };
         let mut authority = Authority::from_pem(&pem).map_err(|error| StateDirError {
@@ -106,7 +107,7 @@ impl StateDir {
         })?;
 
         if !root_path.exists() {
-            self.create(ROOT_FILE, authority.root_pem(), PUBLIC_MODE)?;
+            self.create(ROOT_FILE, &authority.root_pem(), PUBLIC_MODE)?;
         }
         let bundle = read(&root_path).map_err(|error| unreadable(&root_path, &error))?;
         authority.trust(&bundle).map_err(|error| StateDirError {
@@ -248,9 +249,9 @@ mod tests {
     fn a_second_opening_finds_the_same_root_and_key() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
-        let first = state.authority().unwrap().root_pem().to_owned();
+        let first = state.authority().unwrap().root_pem();
         let key = state.token_key().unwrap().encode();
-        assert_eq!(state.authority().unwrap().root_pem().to_owned(), first);
+        assert_eq!(state.authority().unwrap().root_pem(), first);
         assert_eq!(state.token_key().unwrap().encode(), key);
     }
 
@@ -263,7 +264,7 @@ mod tests {
                     scope.spawn(|| {
                         let state = StateDir::open(dir.path()).unwrap();
                         (
-                            state.authority().unwrap().root_pem().to_owned(),
+                            state.authority().unwrap().root_pem(),
                             state.token_key().unwrap().encode(),
                         )
                     })
@@ -281,7 +282,7 @@ mod tests {
     fn damage_is_refused_and_nothing_is_written_over() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
-        let good_root = state.authority().unwrap().root_pem().to_owned();
+        let good_root = state.authority().unwrap().root_pem();
         let key_path = state.file(CA_KEY_FILE);
         let good_key = fs::read(&key_path).unwrap();
 
@@ -313,8 +314,7 @@ mod tests {
             .unwrap()
             .authority()
             .unwrap()
-            .root_pem()
-            .to_owned();
+            .root_pem();
         fs::write(state.root_path(), &other_root).unwrap();
         let error = state.authority().err().unwrap().to_string();
         assert!(
@@ -328,7 +328,7 @@ mod tests {
 
         // A lost bundle is made anew from the key.
         fs::remove_file(state.root_path()).unwrap();
-        assert_eq!(state.authority().unwrap().root_pem().to_owned(), good_root);
+        assert_eq!(state.authority().unwrap().root_pem(), good_root);
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! How proxies reach the API: TLS 1.3 with a certificate from the mesh's own root,
-//! issued anew at each start and renewed at half of its life, never stored.
+//! How duet-control is reached: TLS 1.3 with a certificate from the mesh's own root,
+//! issued anew at each start, renewed at half of its life and when the mesh comes to
+//! sign with another root, never stored.
 
-use crate::ca::{Authority, CaError, Subject};
+use crate::ca::{Authority, CaError, Issuer, Subject};
+use crate::trust::Trust;
 use arc_swap::ArcSwap;
 use rcgen::KeyPair;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -10,12 +12,14 @@ use rustls::sign::CertifiedKey;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 /// The name in the server's certificate, whatever address it is reached at.
 pub const SERVER_NAME: &str = "duet-control";
@@ -23,29 +27,68 @@ pub const SERVER_NAME: &str = "duet-control";
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes under way; further connections wait in the listener's backlog.
 pub const MAX_HANDSHAKES: usize = 256;
+/// After a renewal that failed.
+const RETRY: Duration = Duration::from_secs(10);
 /// After an `accept` that failed for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The certificate in use, replaceable under running handshakes.
+/// A certificate in use, replaceable under running handshakes.
 #[derive(Debug)]
-pub(crate) struct ServerCertificate(ArcSwap<CertifiedKey>);
+pub struct ServerCertificate {
+    /// DNS name.
+    name: String,
+    lifetime: Duration,
+    current: ArcSwap<CertifiedKey>,
+    issued_by: Arc<Issuer>,
+    renewal: Instant,
+}
 
 // === impl ServerCertificate ===
 
 impl ServerCertificate {
-    pub fn issue(authority: &Authority, lifetime: Duration) -> Result<Arc<Self>, CaError> {
-        Ok(Arc::new(Self(ArcSwap::from(certified_key(
-            authority, lifetime,
-        )?))))
+    /// For a server that is reached as `name`.
+    ///
+    /// # Errors
+    /// When `name` is no DNS name.
+    pub fn issue(
+        authority: &Authority,
+        name: impl Into<String>,
+        lifetime: Duration,
+    ) -> Result<Arc<Self>, CaError> {
+        let name = name.into();
+        let (first, half_life) = certified_key(authority, &name, lifetime)?;
+        Ok(Arc::new(Self {
+            name,
+            lifetime,
+            current: ArcSwap::from(first),
+            issued_by: authority.issuer().clone(),
+            renewal: Instant::now() + half_life,
+        }))
     }
 
     /// Runs for ever.
-    pub async fn keep_renewed(self: Arc<Self>, authority: Arc<Authority>, lifetime: Duration) {
+    pub async fn keep_renewed(self: Arc<Self>, mut trust: Trust) {
+        let (mut signed_by, mut due) = (self.issued_by.clone(), self.renewal);
         loop {
-            tokio::time::sleep(lifetime / 2).await;
-            match certified_key(&authority, lifetime) {
-                Ok(new) => self.0.store(new),
-                Err(error) => error!("duet-control's own certificate was not renewed: {error}"),
+            // A bundle alone is no reason: whoever connects believes as before.
+            while trust.current().issuer().is(&signed_by)
+                && tokio::time::timeout_at(due, trust.changed()).await.is_ok()
+            {}
+            let authority = trust.current();
+            match certified_key(&authority, &self.name, self.lifetime) {
+                Ok((new, half_life)) => {
+                    self.current.store(new);
+                    signed_by = authority.issuer().clone();
+                    due = Instant::now() + half_life;
+                    info!(name = self.name, "the server's own certificate was renewed");
+                }
+                Err(error) => {
+                    error!(
+                        name = self.name,
+                        "the server's own certificate was not renewed: {error}"
+                    );
+                    tokio::time::sleep(RETRY).await;
+                }
             }
         }
     }
@@ -64,17 +107,24 @@ impl ServerCertificate {
 
 impl ResolvesServerCert for ServerCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+        Some(self.current.load_full())
     }
 }
 
-fn certified_key(authority: &Authority, lifetime: Duration) -> Result<Arc<CertifiedKey>, CaError> {
+fn certified_key(
+    authority: &Authority,
+    name: &str,
+    lifetime: Duration,
+) -> Result<(Arc<CertifiedKey>, Duration), CaError> {
     let key = KeyPair::generate()?;
-    let leaf = authority.sign(&key, &Subject::Server(SERVER_NAME), lifetime)?;
+    let leaf = authority.sign(&key, &Subject::Server(name), lifetime)?;
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)
         .map_err(|_| CaError::Damaged("made a key that TLS cannot use"))?;
-    Ok(Arc::new(CertifiedKey::new(vec![leaf.certificate], key)))
+    let left = leaf.not_after - OffsetDateTime::now_utc();
+    let half_life = Duration::try_from(left / 2).unwrap_or_default();
+    let certified = Arc::new(CertifiedKey::new(leaf.chain, key));
+    Ok((certified, half_life.max(RETRY.min(lifetime / 2))))
 }
 
 /// Connections whose handshake succeeded, until `shutdown`.

@@ -2,22 +2,30 @@
 //!
 //! | server | default | paths |
 //! |---|---|---|
-//! | admin | 127.0.0.1:15000 | `GET /config`, `GET`/`PUT /log-level`, `POST /shutdown`, and all below |
+//! | admin | 127.0.0.1:15000 | `GET /config`, `GET /identity`, `GET /connections`, `GET /tap`, `GET`/`PUT /log-level`, `POST /shutdown`, and all below |
 //! | metrics | 0.0.0.0:15020 | `GET /metrics` |
 //! | health | 0.0.0.0:15021 | `GET /ready`, `GET /live` |
+//!
+//! `/connections` takes `workload=namespace/name` (may be repeated), `direction` and
+//! `limit`; `/tap` takes the same but `limit`, and `path` (how it begins), `method`,
+//! `peer` (a trailing `*` is any rest) and `rate`, in records a second.
 
+use crate::capture::Direction;
 use crate::proxy::{Error, Shared};
 use crate::runtime::LogLevel;
+use crate::telemetry::connections::Wanted;
+use crate::telemetry::tap::{DEFAULT_RATE, Filter, MAX_RATE, TapBody};
 use ::http::header::{CONTENT_TYPE, HOST};
 use ::http::{Method, Request, Response, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Encoder, TextEncoder};
+use serde::Serialize;
 use serde_json::json;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -26,6 +34,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use tokio::net::TcpListener;
 
 const MAX_BODY: usize = 4096;
+/// Connections that a page tells of, unless asked otherwise: about 4 MB.
+const CONNECTIONS: usize = 10_000;
+/// Workloads that a question may name.
+const MAX_WORKLOADS: usize = 256;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -75,7 +87,7 @@ async fn accept(shared: Arc<Shared>, server: Server, listener: TcpListener) {
     }
 }
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<Either<Full<Bytes>, TapBody>>;
 
 async fn answer(shared: &Shared, server: Server, request: Request<Incoming>) -> Answer {
     let admin = server == Server::Admin;
@@ -91,6 +103,9 @@ async fn answer(shared: &Shared, server: Server, request: Request<Incoming>) -> 
         (&Method::GET, "/ready") if server != Server::Metrics => ready(shared),
         (&Method::GET, "/metrics") if server != Server::Health => metrics(shared),
         (&Method::GET, "/config") if admin => config(shared),
+        (&Method::GET, "/identity") if admin => json_page(&identity(shared)),
+        (&Method::GET, "/connections") if admin => connections(shared, request.uri().query()),
+        (&Method::GET, "/tap") if admin => tap(shared, request.uri().query()),
         (&Method::GET, "/log-level") if admin => {
             text(StatusCode::OK, format!("{}\n", LogLevel::current().get()))
         }
@@ -136,7 +151,7 @@ fn metrics(shared: &Shared) -> Answer {
     let mut page = Vec::new();
     match encoder.encode(&shared.metrics.registry().gather(), &mut page) {
         Ok(()) => {
-            let mut answer = Response::new(Full::from(page));
+            let mut answer = Response::new(Either::Left(Full::from(page)));
             if let Ok(kind) = encoder.format_type().parse() {
                 answer.headers_mut().insert(CONTENT_TYPE, kind);
             }
@@ -146,7 +161,8 @@ fn metrics(shared: &Shared) -> Answer {
     }
 }
 
-fn config(shared: &Shared) -> Answer {
+/// What this proxy is, who it speaks for, and with which certificates.
+fn identity(shared: &Shared) -> serde_json::Value {
     let seconds = |time: std::time::SystemTime| {
         time.duration_since(UNIX_EPOCH)
             .unwrap_or_default()
@@ -161,6 +177,8 @@ fn config(shared: &Shared) -> Answer {
                 "identity": identity.as_str(),
                 "notBefore": certificate.as_ref().map(|one| seconds(one.not_before)),
                 "notAfter": certificate.as_ref().map(|one| seconds(one.not_after)),
+                "serial": certificate.as_ref().and_then(|one| serial(one.leaf()?)),
+                "roots": certificate.as_ref().map(|one| one.root_fingerprints()),
                 "certificate": certificate.as_ref().and_then(|one| one.leaf()).map(|leaf| pem(leaf)),
             })
         })
@@ -177,21 +195,132 @@ fn config(shared: &Shared) -> Answer {
             })
         })
         .collect();
-    let page = json!({
+    json!({
         "version": env!("CARGO_PKG_VERSION"),
         "core": crate::CORE_FINGERPRINT,
         "optLevel": crate::OPT_LEVEL,
         "mode": shared.mode,
         "node": shared.node,
+        "time": seconds(std::time::SystemTime::now()),
+        "missing": shared.readiness.missing(),
         "workloads": workloads,
         "identities": identities,
-        "directory": shared.directory.dump(),
+    })
+}
+
+/// The same, and what duet-control has told it of all others.
+fn config(shared: &Shared) -> Answer {
+    let mut page = identity(shared);
+    page["directory"] = shared.directory.dump();
+    json_page(&page)
+}
+
+/// The serial number, as `openssl x509 -serial` writes it but with colons.
+fn serial(leaf: &[u8]) -> Option<String> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(leaf).ok()?;
+    Some(parsed.raw_serial_as_string())
+}
+
+fn connections(shared: &Shared, query: Option<&str>) -> Answer {
+    #[derive(Serialize)]
+    struct Page<L> {
+        connections: L,
+        /// There are so many more.
+        omitted: usize,
+    }
+    match Question::read(query, &["workload", "direction", "limit"]) {
+        Ok(asked) => {
+            let wanted = Wanted {
+                workloads: asked.filter.workloads,
+                direction: asked.filter.direction,
+            };
+            let limit = asked.limit.unwrap_or(CONNECTIONS);
+            let (connections, omitted) = shared.connections.list(&wanted, limit);
+            json_page(&Page {
+                connections,
+                omitted,
+            })
+        }
+        Err(reason) => text(StatusCode::BAD_REQUEST, reason + "\n"),
+    }
+}
+
+/// Records as they come, until the client leaves.
+fn tap(shared: &Shared, query: Option<&str>) -> Answer {
+    let parameters = ["workload", "direction", "path", "method", "peer", "rate"];
+    let asked = match Question::read(query, &parameters) {
+        Ok(asked) => asked,
+        Err(reason) => return text(StatusCode::BAD_REQUEST, reason + "\n"),
+    };
+    let rate = asked.rate.unwrap_or(DEFAULT_RATE);
+    match shared.log.taps().open(asked.filter, rate) {
+        Ok(lines) => {
+            let mut answer = Response::new(Either::Right(lines));
+            let lines = ::http::HeaderValue::from_static("application/x-ndjson");
+            answer.headers_mut().insert(CONTENT_TYPE, lines);
+            answer
+        }
+        Err(error) => text(StatusCode::TOO_MANY_REQUESTS, format!("{error}\n")),
+    }
+}
+
+/// What a query asks for.
+#[derive(Default)]
+struct Question {
+    filter: Filter,
+    rate: Option<u32>,
+    limit: Option<usize>,
+}
+
+impl Question {
+    fn read(query: Option<&str>, known: &[&str]) -> Result<Self, String> {
+        let mut asked = Self::default();
+        for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+            if !known.contains(&&*name) {
+                let known = known.join(", ");
+                return Err(format!("{name:?} is not known here: write {known}"));
+            }
+            let filter = &mut asked.filter;
+            match &*name {
+                "workload" if value.split('/').count() != 2 => {
+                    return Err(format!("workload={value}: write namespace/name"));
+                }
+                "workload" if filter.workloads.len() == MAX_WORKLOADS => {
+                    return Err(format!("at most {MAX_WORKLOADS} workloads may be named"));
+                }
+                "workload" => filter.workloads.push(value.into_owned()),
+                "direction" => {
+                    filter.direction = Some(match &*value {
+                        "inbound" => Direction::Inbound,
+                        "outbound" => Direction::Outbound,
+                        _ => return Err(format!("direction={value}: write inbound or outbound")),
+                    });
+                }
+                "path" => filter.path = Some(value.into_owned()),
+                "method" => filter.method = Some(value.into_owned()),
+                "peer" => filter.peer = Some(value.into_owned()),
+                "rate" => match value.parse() {
+                    Ok(rate @ 1..=MAX_RATE) => asked.rate = Some(rate),
+                    _ => return Err(format!("rate={value}: write 1 to {MAX_RATE}")),
+                },
+                _ => match value.parse() {
+                    Ok(limit) => asked.limit = Some(limit),
+                    Err(_) => return Err(format!("{name}={value}: write a number")),
+                },
+            }
+        }
+        Ok(asked)
+    }
+}
+
+fn json_page(page: &impl Serialize) -> Answer {
+    let body = serde_json::to_vec_pretty(page).map(|mut body| {
+        body.push(b'\n');
+        body
     });
-    let mut answer = text(StatusCode::OK, format!("{page:#}\n"));
-    answer.headers_mut().insert(
-        CONTENT_TYPE,
-        ::http::HeaderValue::from_static("application/json"),
-    );
+    let mut answer = text(StatusCode::OK, body.unwrap_or_default());
+    let json = ::http::HeaderValue::from_static("application/json");
+    answer.headers_mut().insert(CONTENT_TYPE, json);
     answer
 }
 
@@ -224,9 +353,38 @@ async fn set_log_level(request: Request<Incoming>) -> Answer {
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
+    let mut answer = Response::new(Either::Left(Full::new(body.into())));
     *answer.status_mut() = status;
     let plain = ::http::HeaderValue::from_static("text/plain; charset=utf-8");
     answer.headers_mut().insert(CONTENT_TYPE, plain);
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_says_what_is_wrong_with_it() {
+        let known = ["workload", "direction", "path", "rate", "limit"];
+        let read = |query| Question::read(Some(query), &known);
+        let asked = read("workload=a/b&workload=a%2Fc&direction=inbound&path=%2Fcart+1&rate=5");
+        let asked = asked.expect("good");
+        assert_eq!(asked.filter.workloads, ["a/b", "a/c"]);
+        assert_eq!(asked.filter.direction, Some(Direction::Inbound));
+        assert_eq!(asked.filter.path.as_deref(), Some("/cart 1"));
+        assert_eq!(asked.rate, Some(5));
+        for (query, reason) in [
+            ("workload=web", "workload=web: write namespace/name"),
+            ("direction=up", "direction=up: write inbound or outbound"),
+            ("rate=0", "rate=0: write 1 to 10000"),
+            ("limit=x", "limit=x: write a number"),
+            (
+                "method=GET",
+                "\"method\" is not known here: write workload, direction, path, rate, limit",
+            ),
+        ] {
+            assert_eq!(read(query).err().as_deref(), Some(reason));
+        }
+    }
 }

@@ -25,7 +25,7 @@ pub struct ProxyArgs {
     #[arg(long, env = "DUET_WORKERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
 
-    /// Where /config, /log-level and /shutdown are served. Loopback only.
+    /// Where /config, /connections, /tap, /log-level and /shutdown are served. Loopback only.
     #[arg(
         long,
         env = "DUET_ADMIN",

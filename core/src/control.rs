@@ -1,21 +1,29 @@
 //! The client side of duet-control's API: one lazily connected, TLS-protected
 //! gRPC channel, with a bearer token that is read afresh for each call.
 
+mod dial;
+
 use crate::api::discovery_client::DiscoveryClient;
+use crate::api::enrolment_client::EnrolmentClient;
 use crate::api::identity_client::IdentityClient;
-use crate::api::{CertifyRequest, CertifyResponse, Update, WatchRequest};
+use crate::api::{CertifyRequest, CertifyResponse, EnrolmentReport, Update, WatchRequest};
 use crate::config::ProxyArgs;
 use crate::directory::Directory;
+use crate::identity::Trust;
+use dial::{Dial, TrustFile};
+use http::Uri;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 /// The name in duet-control's certificate, whatever address it is reached at.
 const SERVER_NAME: &str = "duet-control";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const CERTIFY_TIMEOUT: Duration = Duration::from_secs(5);
+/// duet-control asks the API server twice before it answers.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A control plane that vanished is noticed after 15 s at the latest.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,38 +37,43 @@ pub struct Control {
     /// "sidecar default/web-0", "agent node-1".
     proxy: String,
     node: String,
+    trust: Trust,
 }
 
 impl Control {
-    pub fn new(args: &ProxyArgs, proxy: String, node: String) -> Result<Self, String> {
-        let bundle = std::fs::read(&args.trust_bundle)
-            .map_err(|error| format!("--trust-bundle {}: {error}", args.trust_bundle.display()))?;
+    /// What duet-control tells of the mesh's roots goes to `trust`.
+    pub fn new(
+        args: &ProxyArgs,
+        proxy: String,
+        node: String,
+        trust: Trust,
+    ) -> Result<Self, String> {
+        let file = TrustFile::open(&args.trust_bundle)?;
         std::fs::metadata(&args.token_file)
             .map_err(|error| format!("--token-file {}: {error}", args.token_file.display()))?;
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(bundle))
-            .domain_name(SERVER_NAME);
-        let endpoint = Endpoint::from_shared(args.control.clone())
-            .map_err(|error| format!("--control {:?}: {error}", args.control))?;
-        if endpoint.uri().scheme_str() != Some("https") {
-            return Err(format!(
-                "--control {:?}: write https://host:port",
-                args.control
-            ));
-        }
-        let channel = endpoint
-            .tls_config(tls)
-            .map_err(|error| format!("--trust-bundle {}: {error}", args.trust_bundle.display()))?
+        let wrong = |problem: &str| format!("--control {:?}: {problem}", args.control);
+        let uri: Uri = args
+            .control
+            .parse()
+            .map_err(|_| wrong("write https://host:port"))?;
+        let (Some("https"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+            return Err(wrong("write https://host:port"));
+        };
+        // To tonic it is a plaintext endpoint: TLS is the connector's business.
+        let channel = Endpoint::from_shared(format!("http://{authority}"))
+            .map_err(|error| wrong(&error.to_string()))?
+            .origin(uri)
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
-            .connect_lazy();
+            .connect_with_connector_lazy(Dial::new(file, trust.clone()));
         Ok(Self {
             channel,
             token_file: args.token_file.clone(),
             proxy,
             node,
+            trust,
         })
     }
 
@@ -70,6 +83,17 @@ impl Control {
         let mut client = IdentityClient::new(self.channel.clone());
         match tokio::time::timeout(CERTIFY_TIMEOUT, client.certify(request)).await {
             Ok(answer) => Ok(answer?.into_inner()),
+            Err(_) => Err(Status::deadline_exceeded("duet-control did not answer")),
+        }
+    }
+
+    /// Says whether a workload's connections are the proxy's, once.
+    pub async fn report(&self, report: EnrolmentReport) -> Result<(), Status> {
+        let mut request = self.authenticated(report).await?;
+        request.set_timeout(REPORT_TIMEOUT);
+        let mut client = EnrolmentClient::new(self.channel.clone());
+        match tokio::time::timeout(REPORT_TIMEOUT, client.report(request)).await {
+            Ok(answer) => answer.map(drop),
             Err(_) => Err(Status::deadline_exceeded("duet-control did not answer")),
         }
     }
@@ -84,6 +108,7 @@ impl Control {
                     match stream.message().await {
                         Ok(Some(update)) => {
                             backoff = Backoff::default();
+                            self.trust.discovered(&update.roots);
                             directory.apply(update);
                         }
                         Ok(None) => break None,

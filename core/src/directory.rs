@@ -9,8 +9,9 @@ use crate::balance::Endpoint;
 use crate::capture::{OrigDst, WorkloadName};
 use crate::detect::Protocol;
 use crate::identity::Identity;
+use crate::policy::{Authorization, Policy, Probe};
 use arc_swap::ArcSwap;
-use dashmap::DashMap;
+use dashmap::{DashMap, DashSet};
 use serde::Serialize;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -23,6 +24,13 @@ pub struct Directory {
     by_address: DashMap<IpAddr, Arc<Workload>>,
     services: DashMap<String, HashSet<SocketAddr>>,
     ports: DashMap<SocketAddr, Arc<ServicePort>>,
+    policies: DashMap<String, Arc<Policy>>,
+    /// Addresses in the mesh of which nothing else is told. What is neither here nor
+    /// known is outside the mesh, so an address is always in one of the two while it
+    /// goes from the one to the other.
+    hidden: DashSet<IpAddr>,
+    /// Workloads whose every change somebody waits for.
+    followed: DashMap<WorkloadName, watch::Sender<Option<Arc<Workload>>>>,
     /// The source's version, and 0 until the first snapshot.
     version: watch::Sender<u64>,
 }
@@ -36,6 +44,23 @@ pub struct Workload {
     pub transport: Transport,
     pub mtls: Mtls,
     pub opaque_ports: Vec<u16>,
+    /// Kubernetes' pod UID; empty elsewhere.
+    pub uid: String,
+    pub placement: Placement,
+    pub probes: Vec<Probe>,
+    /// The names of the policies that select it.
+    policies: Vec<String>,
+    /// What they say; `None` if there are none.
+    pub authorization: Option<Arc<Authorization>>,
+}
+
+/// Who proxies a workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    Unplaced,
+    Sidecar,
+    Agent,
 }
 
 /// How a workload is reached.
@@ -69,6 +94,18 @@ pub enum Destination {
     Service(Arc<ServicePort>),
     /// That very address: a pod, or a place outside the mesh.
     Address(Arc<Endpoint>),
+    /// In the mesh, and beyond what this proxy is told of: not to be connected to.
+    OutOfReach(SocketAddr),
+}
+
+/// Who is at an address.
+#[derive(Debug, Clone)]
+pub enum Occupant {
+    Workload(Arc<Workload>),
+    /// Somebody of the mesh of whom this proxy is not told.
+    Hidden,
+    /// Nobody of the mesh.
+    Outsider,
 }
 
 impl Default for Directory {
@@ -78,6 +115,9 @@ impl Default for Directory {
             by_address: DashMap::new(),
             services: DashMap::new(),
             ports: DashMap::new(),
+            policies: DashMap::new(),
+            hidden: DashSet::new(),
+            followed: DashMap::new(),
             version: watch::Sender::new(0),
         }
     }
@@ -93,19 +133,52 @@ impl Directory {
         self.workloads.get(name).map(|found| found.clone())
     }
 
+    /// What is known of a workload, now and whenever it changes.
+    pub fn follow(&self, name: &WorkloadName) -> watch::Receiver<Option<Arc<Workload>>> {
+        self.followed.retain(|_, sender| !sender.is_closed());
+        // The entry is locked while the workload is looked up, and an update sends to
+        // it after storing, so that no change falls between.
+        let entry = self.followed.entry(name.clone());
+        entry
+            .or_insert_with(|| watch::Sender::new(self.workload(name)))
+            .subscribe()
+    }
+
+    /// The workloads on `node` that its agent is to proxy.
+    pub fn of_agent(&self, node: &str) -> Vec<Arc<Workload>> {
+        self.workloads
+            .iter()
+            .filter(|found| found.placement == Placement::Agent && found.node == node)
+            .map(|found| found.clone())
+            .collect()
+    }
+
     pub fn at(&self, ip: IpAddr) -> Option<Arc<Workload>> {
         self.by_address.get(&ip).map(|found| found.clone())
     }
 
-    pub fn resolve(&self, to: OrigDst) -> Destination {
-        if let Some(port) = self.ports.get(&to.0) {
-            return Destination::Service(port.clone());
+    /// Who is at an address, so that nobody of the mesh is taken for an outsider.
+    pub fn occupant(&self, ip: IpAddr) -> Occupant {
+        match self.at(ip) {
+            Some(workload) => Occupant::Workload(workload),
+            None if self.hidden.contains(&ip) => Occupant::Hidden,
+            // It may have come out of hiding between the two looks.
+            None => self.at(ip).map_or(Occupant::Outsider, Occupant::Workload),
         }
-        let workload = self
-            .by_address
-            .get(&to.0.ip())
-            .map(|found| found.name.clone());
-        Destination::Address(Arc::new(Endpoint::new(to.0, workload)))
+    }
+
+    pub fn resolve(&self, to: OrigDst) -> Destination {
+        let service = || self.ports.get(&to.0).map(|port| port.clone());
+        if let Some(port) = service() {
+            return Destination::Service(port);
+        }
+        let address = |workload| Destination::Address(Arc::new(Endpoint::new(to.0, workload)));
+        match self.occupant(to.0.ip()) {
+            Occupant::Workload(workload) => address(Some(workload.name.clone())),
+            Occupant::Hidden => Destination::OutOfReach(to.0),
+            // As above.
+            Occupant::Outsider => service().map_or_else(|| address(None), Destination::Service),
+        }
     }
 
     /// What is known of the protocol spoken at `to`, without looking at a byte.
@@ -139,6 +212,29 @@ impl Directory {
                 .filter_map(|name| name.parse().ok()),
         );
         stale_services.extend(update.removed_services);
+        // Into hiding before what is known of them goes, and out of it only once they
+        // are known.
+        let hidden: HashSet<IpAddr> = addresses(&update.hidden).collect();
+        for ip in &hidden {
+            self.hidden.insert(*ip);
+        }
+
+        // Before the workloads that they select.
+        let mut changed_policies = HashSet::new();
+        let mut stale_policies: HashSet<String> = update.removed_policies.into_iter().collect();
+        if update.snapshot {
+            stale_policies.extend(self.policies.iter().map(|entry| entry.key().clone()));
+        }
+        for policy in update.policies {
+            let name = format!("{}/{}", policy.namespace, policy.name);
+            stale_policies.remove(&name);
+            let before = self.policies.get(&name).map(|found| found.clone());
+            let policy = Policy::compile(policy, before.clone());
+            if before.is_none_or(|before| !Arc::ptr_eq(&before, &policy)) {
+                self.policies.insert(name.clone(), policy);
+                changed_policies.insert(name);
+            }
+        }
 
         for workload in update.workloads {
             let name = format!("{}/{}", workload.namespace, workload.name);
@@ -167,11 +263,30 @@ impl Directory {
         for name in stale_services {
             self.remove_service(&name);
         }
+        for name in stale_policies {
+            if self.policies.remove(&name).is_some() {
+                changed_policies.insert(name);
+            }
+        }
+        self.authorize_again(&changed_policies);
+        if update.snapshot {
+            self.hidden.retain(|ip| hidden.contains(ip));
+        }
+        for ip in addresses(&update.unhidden) {
+            self.hidden.remove(&ip);
+        }
         // Version 0 is reserved for "nothing yet".
         self.version.send_replace(update.version.max(1));
     }
 
-    fn put_workload(&self, workload: Workload) {
+    fn put_workload(&self, mut workload: Workload) {
+        let find = |name: &str| self.policies.get(name).map(|found| found.clone());
+        let new = Authorization::new(&workload.policies, find);
+        let known = self.workload(&workload.name);
+        workload.authorization = match (known.and_then(|old| old.authorization.clone()), new) {
+            (Some(old), Some(new)) if *old == new => Some(old),
+            (_, new) => new.map(Arc::new),
+        };
         let new = Arc::new(workload);
         let old = self.workloads.insert(new.name.clone(), new.clone());
         for ip in &new.addresses {
@@ -183,6 +298,39 @@ impl Directory {
                     .remove_if(ip, |_, found| found.name == new.name);
             }
         }
+        self.tell_followers(&new.name, Some(&new));
+    }
+
+    /// Of workloads that `changed` policies select.
+    fn authorize_again(&self, changed: &HashSet<String>) {
+        if changed.is_empty() {
+            return;
+        }
+        let selected = |workload: &Workload| {
+            let names = &workload.policies;
+            names.iter().any(|name| changed.contains(name))
+        };
+        let selected: Vec<_> = self
+            .workloads
+            .iter()
+            .filter(|found| selected(found))
+            .map(|found| Workload::clone(&found))
+            .collect();
+        for workload in selected {
+            self.put_workload(workload);
+        }
+    }
+
+    fn tell_followers(&self, name: &WorkloadName, now: Option<&Arc<Workload>>) {
+        if let Some(followers) = self.followed.get(name) {
+            followers.send_if_modified(|known| {
+                let changed = known.as_ref() != now;
+                if changed {
+                    *known = now.cloned();
+                }
+                changed
+            });
+        }
     }
 
     fn remove_workload(&self, name: &WorkloadName) {
@@ -192,6 +340,7 @@ impl Directory {
                 self.by_address
                     .remove_if(ip, |_, found| found.name == *name);
             }
+            self.tell_followers(name, None);
         }
     }
 
@@ -268,6 +417,10 @@ impl Directory {
                     "transport": workload.transport,
                     "mtls": workload.mtls,
                     "opaquePorts": workload.opaque_ports,
+                    "uid": workload.uid,
+                    "placement": workload.placement,
+                    "probes": workload.probes.iter().map(Probe::dump).collect::<Vec<_>>(),
+                    "policies": policies(workload.authorization.as_deref()),
                 })
             })
             .collect();
@@ -287,6 +440,7 @@ impl Directory {
             "version": *self.version.borrow(),
             "workloads": workloads,
             "services": services,
+            "hidden": self.hidden.len(),
         })
     }
 }
@@ -297,8 +451,26 @@ impl ServicePort {
     }
 }
 
+/// What each policy of a workload does, for /config.
+fn policies(authorization: Option<&Authorization>) -> serde_json::Value {
+    let all = authorization.into_iter().flat_map(Authorization::policies);
+    all.map(|(name, action)| (name.to_owned(), action.as_str().into()))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
 fn parse_ip(text: &str) -> Option<IpAddr> {
     text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
+}
+
+/// Of 4 or 16 bytes each.
+fn addresses(texts: &[Vec<u8>]) -> impl Iterator<Item = IpAddr> {
+    texts.iter().filter_map(|bytes| match bytes.len() {
+        4 => <[u8; 4]>::try_from(&**bytes).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(&**bytes)
+            .ok()
+            .map(|bytes| IpAddr::from(bytes).to_canonical()),
+    })
 }
 
 /// Endpoints of the service address's own family; all, if there are none.
@@ -342,6 +514,11 @@ impl Workload {
             .map(|text| parse_ip(text).ok_or_else(|| format!("{name}: {text:?} is no address")))
             .collect::<Result<_, _>>()?;
         Ok(Self {
+            placement: match workload.placement() {
+                api::Placement::Unplaced => Placement::Unplaced,
+                api::Placement::Sidecar => Placement::Sidecar,
+                api::Placement::Agent => Placement::Agent,
+            },
             identity: Identity::new(trust_domain, &workload.namespace, &workload.service_account),
             addresses,
             transport: match workload.protocol() {
@@ -359,6 +536,10 @@ impl Workload {
                 .filter_map(|port| u16::try_from(*port).ok())
                 .collect(),
             node: workload.node,
+            uid: workload.uid,
+            probes: workload.probes.iter().filter_map(Probe::read).collect(),
+            policies: workload.policies,
+            authorization: None,
             name,
         })
     }
@@ -406,7 +587,7 @@ mod tests {
     fn endpoints(directory: &Directory) -> Vec<Arc<Endpoint>> {
         match directory.resolve(web()) {
             Destination::Service(port) => port.endpoints().to_vec(),
-            Destination::Address(_) => Vec::new(),
+            Destination::Address(_) | Destination::OutOfReach(_) => Vec::new(),
         }
     }
 
@@ -474,6 +655,193 @@ mod tests {
             ..Default::default()
         });
         assert!(held.endpoints().is_empty());
+    }
+
+    fn policy(name: &str, rules: usize) -> api::AuthorizationPolicy {
+        api::AuthorizationPolicy {
+            namespace: "default".into(),
+            name: name.into(),
+            action: api::authorization_policy::Action::Deny as i32,
+            rules: vec![Default::default(); rules],
+        }
+    }
+
+    fn selected(name: &str, address: &str, policies: &[&str]) -> api::Workload {
+        api::Workload {
+            policies: policies.iter().map(|name| (*name).to_owned()).collect(),
+            ..workload(name, address)
+        }
+    }
+
+    #[test]
+    fn a_workload_is_authorized_by_the_policies_that_are_known() {
+        let directory = Directory::default();
+        let name = WorkloadName::new("default", "a");
+        let followed = directory.follow(&name);
+        let now = || {
+            let now = followed.borrow().clone().expect("known");
+            assert_eq!(directory.workload(&name).as_ref(), Some(&now));
+            assert_eq!(
+                directory.at("10.0.0.1".parse().unwrap()).as_ref(),
+                Some(&now)
+            );
+            now.authorization.clone()
+        };
+        directory.apply(api::Update {
+            snapshot: true,
+            version: 1,
+            workloads: vec![selected("a", "10.0.0.1", &["default/p"])],
+            policies: vec![policy("p", 0)],
+            ..Default::default()
+        });
+        let first = now().expect("selected");
+        // Only the policy is told of.
+        directory.apply(api::Update {
+            version: 2,
+            policies: vec![policy("p", 1)],
+            ..Default::default()
+        });
+        let second = now().expect("selected");
+        assert_ne!(first, second);
+        // The same again, as after a reconnection.
+        directory.apply(api::Update {
+            snapshot: true,
+            version: 3,
+            workloads: vec![selected("a", "10.0.0.1", &["default/p"])],
+            policies: vec![policy("p", 1)],
+            ..Default::default()
+        });
+        assert!(Arc::ptr_eq(&second, &now().expect("selected")));
+        directory.apply(api::Update {
+            version: 4,
+            removed_policies: vec!["default/p".into()],
+            ..Default::default()
+        });
+        let unknown = now().expect("it is still named");
+        assert_ne!(second, unknown);
+        directory.apply(api::Update {
+            version: 5,
+            workloads: vec![selected("a", "10.0.0.1", &[])],
+            ..Default::default()
+        });
+        assert!(now().is_none());
+    }
+
+    #[test]
+    fn a_follower_hears_of_changes_only() {
+        let directory = Directory::default();
+        let mut followed = directory.follow(&WorkloadName::new("default", "a"));
+        let mut changed = || {
+            let changed = followed.has_changed().unwrap();
+            followed.mark_unchanged();
+            changed
+        };
+        let update = |workloads| api::Update {
+            snapshot: true,
+            version: 1,
+            workloads,
+            ..Default::default()
+        };
+        directory.apply(update(vec![workload("a", "10.0.0.1")]));
+        assert!(changed());
+        directory.apply(update(vec![
+            workload("a", "10.0.0.1"),
+            workload("b", "10.0.0.2"),
+        ]));
+        assert!(!changed());
+        directory.apply(update(vec![]));
+        assert!(changed());
+    }
+
+    #[test]
+    fn what_is_hidden_is_no_outsider() {
+        let directory = Directory::default();
+        let (v4, v6) = ("10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap());
+        let hidden = |ip: IpAddr| matches!(directory.occupant(ip), Occupant::Hidden);
+        directory.apply(api::Update {
+            snapshot: true,
+            version: 1,
+            hidden: vec![vec![10, 0, 0, 1], vec![10, 96, 0, 1]],
+            ..Default::default()
+        });
+        assert!(hidden(v4) && !hidden(v6));
+        assert!(matches!(
+            directory.resolve(web()),
+            Destination::OutOfReach(address) if address == web().0
+        ));
+        // Out of hiding: known instead.
+        directory.apply(api::Update {
+            version: 2,
+            workloads: vec![workload("a", "10.0.0.1")],
+            services: vec![service(&[("10.0.0.1", "default/a")])],
+            unhidden: vec![vec![10, 0, 0, 1], vec![10, 96, 0, 1]],
+            ..Default::default()
+        });
+        assert!(matches!(directory.occupant(v4), Occupant::Workload(_)));
+        assert_eq!(endpoints(&directory).len(), 1);
+        // And back, with another beside it.
+        directory.apply(api::Update {
+            version: 3,
+            removed_workloads: vec!["default/a".into()],
+            removed_services: vec!["default/web".into()],
+            hidden: vec![
+                vec![10, 0, 0, 1],
+                vec![10, 96, 0, 1],
+                std::net::Ipv6Addr::from_bits(0xfd << 120 | 1)
+                    .octets()
+                    .into(),
+            ],
+            ..Default::default()
+        });
+        assert!(hidden(v4) && hidden(v6));
+        // A snapshot leaves nothing of what was.
+        directory.apply(api::Update {
+            snapshot: true,
+            version: 4,
+            hidden: vec![vec![10, 0, 0, 2]],
+            ..Default::default()
+        });
+        assert!(matches!(directory.occupant(v4), Occupant::Outsider));
+        assert!(hidden("10.0.0.2".parse().unwrap()));
+    }
+
+    /// Whoever looks while updates go by never takes one of the mesh for an outsider.
+    #[test]
+    fn nothing_is_an_outsider_on_its_way_in_or_out_of_hiding() {
+        let directory = Directory::default();
+        let ip: IpAddr = "10.0.0.1".parse().unwrap();
+        let seen = api::Update {
+            version: 1,
+            workloads: vec![workload("a", "10.0.0.1")],
+            unhidden: vec![vec![10, 0, 0, 1]],
+            ..Default::default()
+        };
+        let unseen = api::Update {
+            version: 1,
+            removed_workloads: vec!["default/a".into()],
+            hidden: vec![vec![10, 0, 0, 1]],
+            ..Default::default()
+        };
+        directory.apply(seen.clone());
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let looking = scope.spawn(|| {
+                let mut looks = 0u64;
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let found = directory.occupant(ip);
+                    assert!(!matches!(found, Occupant::Outsider), "after {looks} looks");
+                    looks += 1;
+                }
+            });
+            for round in 0..20_000 {
+                let update = if round % 2 == 0 { &unseen } else { &seen };
+                directory.apply(update.clone());
+                if looking.is_finished() {
+                    break;
+                }
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! The story of a connection to a local application.
 //!
 //! From the mesh: mTLS, then who is it, then for each HTTP/2 stream: is it for this
-//! workload, is it a tunnel or a request, deliver. From outside the mesh: is
-//! plaintext allowed, what does it speak, deliver.
+//! workload, is it a tunnel or a request, is it admitted, deliver. From outside the
+//! mesh: is plaintext allowed, what does it speak, is that admitted, deliver.
 
+use crate::admission::{self, Admitted, Client, Foreseen, foresee, is_connect_probe, is_probed};
 use crate::capture::{Direction, INBOUND_PORT, MESH_PORT, OUTBOUND_PORT, OrigDst};
-use crate::detect::Protocol;
+use crate::detect::{Detected, Protocol, detect};
 use crate::directory::Mtls;
+use crate::http::HEADER_TIMEOUT;
 use crate::http::limits::{CONNECTION_WINDOW, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW};
 use crate::http::{self as message, Body};
-use crate::identity::{Identity, peer_identity};
+use crate::identity::{Identity, Standing, explain_handshake};
 use crate::local::Local;
+use crate::telemetry::connections::{Connection, Counted, Entry, Kind, Opened, Transport};
 use crate::telemetry::{Failure, Peer, RequestLine, at_end};
 use crate::upstream::{Io, Target, Tunnel, UpstreamError, send_body, watch_peer};
 use ::http::{Method, Request, Response};
@@ -23,6 +26,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
@@ -30,6 +34,12 @@ const DIRECTION: Direction = Direction::Inbound;
 
 /// A peer that opened a connection must have finished its handshake by then.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a client may be silent before its first request, where only requests are
+/// admitted: as long as between two of them.
+const SILENCE: Duration = HEADER_TIMEOUT;
+/// A probe that only connects must have closed its connection by then; a kubelet does
+/// so at once.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A meshed peer's connection.
 pub(crate) async fn mesh(local: Arc<Local>, stream: TcpStream, client: SocketAddr) {
@@ -42,7 +52,7 @@ pub(crate) async fn mesh(local: Arc<Local>, stream: TcpStream, client: SocketAdd
     let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            let reason = format!("mTLS from {client}: {error}");
+            let reason = format!("mTLS from {client}: {}", explain_handshake(&error));
             return local.failed(DIRECTION, Failure::Handshake, &reason);
         }
         Err(_) => {
@@ -50,22 +60,41 @@ pub(crate) async fn mesh(local: Arc<Local>, stream: TcpStream, client: SocketAdd
             return local.failed(DIRECTION, Failure::Handshake, &reason);
         }
     };
-    let (peer, valid_for) = match peer_identity(stream.get_ref().1) {
+    let (peer, standing) = match certificate.client_of(stream.get_ref().1) {
         Ok(known) => known,
         Err(error) => return local.failed(DIRECTION, Failure::Identity, &error),
     };
     if let Err(reason) = comes_from(&local, client, &peer) {
         return local.failed(DIRECTION, Failure::Identity, &reason);
     }
+    let Ok(own) = stream.get_ref().0.local_addr() else {
+        return;
+    };
+    let entry = open(&local, Kind::Mesh, client, own);
+    let connection = entry.connection().clone();
+    connection.between(Some(&peer), Transport::Mtls);
+    connection.speaks(Protocol::Http2);
     let inbound = Arc::new(Inbound {
         name: peer.short().into(),
-        peer: Some(peer),
+        who: Client::new(Some(peer), client),
         local,
         client,
+        connection,
     });
-    if let Err(error) = streams(&inbound, stream, valid_for).await {
+    if let Err(error) = streams(&inbound, entry.client(stream), &standing).await {
         tracing::debug!(%client, %error, "mesh connection");
     }
+}
+
+/// As it is listed.
+fn open(local: &Local, kind: Kind, client: SocketAddr, destination: SocketAddr) -> Entry {
+    local.shared.connections.open(Opened {
+        kind,
+        direction: DIRECTION,
+        workload: &local.name,
+        client,
+        destination: crate::capture::canonical(destination),
+    })
 }
 
 /// Whoever stole a certificate cannot use it from another workload's address.
@@ -82,8 +111,8 @@ fn comes_from(local: &Local, client: SocketAddr, peer: &Identity) -> Result<(), 
 /// A connection takes new streams while what was checked when it was made is true.
 async fn streams(
     inbound: &Arc<Inbound>,
-    stream: tokio_rustls::server::TlsStream<TcpStream>,
-    valid_for: Duration,
+    stream: Counted<tokio_rustls::server::TlsStream<TcpStream>>,
+    standing: &Standing,
 ) -> Result<(), h2::Error> {
     let mut connection = h2::server::Builder::new()
         .max_concurrent_streams(MAX_STREAMS)
@@ -95,7 +124,7 @@ async fn streams(
     let local = &inbound.local;
     let mut directory = local.shared.directory.version();
     let mut own = local.watch_identity();
-    let mut expired = pin!(tokio::time::sleep(valid_for));
+    let mut expired = pin!(standing.ended());
     let mut draining = false;
     loop {
         tokio::select! {
@@ -110,7 +139,7 @@ async fn streams(
                 None => return Ok(()),
             },
             _ = directory.changed() => {
-                if let Some(peer) = &inbound.peer
+                if let Some(peer) = &inbound.who.peer
                     && let Err(reason) = comes_from(local, inbound.client, peer)
                 {
                     local.failed(DIRECTION, Failure::Identity, &reason);
@@ -139,12 +168,16 @@ pub(crate) async fn plaintext(local: Arc<Local>, stream: TcpStream, client: Sock
         Ok(to) => to,
         Err(error) => return local.failed(DIRECTION, Failure::OriginalDestination, &error),
     };
+    let entry = open(&local, Kind::Client, client, to.0);
+    let connection = entry.connection().clone();
+    connection.between(None, Transport::Plaintext);
     if let Err(error) = local.discovered().await {
         return local.failed(DIRECTION, error.failure(), &error);
     }
-    let itself = local.shared.directory.workload(&local.name);
+    let itself = local.itself();
+    let probed = itself.as_ref().is_some_and(|one| is_probed(one, to.0));
     // Not known any more is not permissive.
-    if itself.is_none_or(|itself| itself.mtls == Mtls::Strict) {
+    if itself.is_none_or(|itself| itself.mtls == Mtls::Strict && !probed) {
         let reason = format!("plaintext from {client} to {to}: mTLS is strict");
         local.failed(DIRECTION, Failure::Plaintext, &reason);
         crate::relay::Abort::abort(&mut { stream });
@@ -152,9 +185,10 @@ pub(crate) async fn plaintext(local: Arc<Local>, stream: TcpStream, client: Sock
     }
     let inbound = Arc::new(Inbound {
         name: "unmeshed".into(),
-        peer: None,
+        who: Client::new(None, client),
         local,
         client,
+        connection,
     });
     let Ok(destination) = inbound.check(to.0) else {
         let reason = format!("{to} from {client} is not for this workload");
@@ -162,22 +196,32 @@ pub(crate) async fn plaintext(local: Arc<Local>, stream: TcpStream, client: Sock
     };
     let directory = &inbound.local.shared.directory;
     let hint = directory.protocol(OrigDst(destination), &directory.resolve(to));
-    let detected = match inbound.local.detect(stream, hint, DIRECTION).await {
+    let foreseen = foresee(&inbound.local, &inbound.who, destination);
+    // Where opaque bytes would be refused it is a probe, or nothing.
+    let hint =
+        hint.filter(|hint| *hint != Protocol::Opaque || foreseen == Foreseen::Admitted || !probed);
+    let detected = match foreseen {
+        Foreseen::DependsOnRequests => detect_patiently(&inbound.local, stream, hint).await,
+        _ => inbound.local.detect(stream, hint, DIRECTION).await,
+    };
+    let detected = match detected {
         Ok(detected) => detected,
         Err(error) => return tracing::debug!(%client, %to, %error, "client went away"),
     };
-    inbound
-        .deliver(destination, detected.protocol, detected.io)
-        .await;
+    inbound.connection.speaks(detected.protocol);
+    let io = entry.client(detected.io);
+    inbound.deliver(destination, detected.protocol, io).await;
 }
 
+#[derive(Clone)]
 struct Inbound {
     local: Arc<Local>,
-    /// Who it is, over mTLS.
-    peer: Option<Identity>,
+    who: Client,
     /// Who it is, as a label.
     name: Arc<str>,
     client: SocketAddr,
+    /// As it is listed.
+    connection: Arc<Connection>,
 }
 
 impl Inbound {
@@ -187,6 +231,7 @@ impl Inbound {
         mut request: Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
     ) {
+        self.connection.request();
         if request.method() == Method::CONNECT {
             return self.tunnel(request, respond).await;
         }
@@ -194,12 +239,11 @@ impl Inbound {
         let named = request.headers().get(message::DESTINATION);
         let mut answer = match self.destination(named.and_then(|value| value.to_str().ok())) {
             Ok(to) => {
-                if let Some(peer) = &self.peer {
+                if let Some(peer) = &self.who.peer {
                     message::for_application(&mut request, peer);
                 }
                 let request = request.map(Body::from);
-                let send = async |request, target: &Target| self.send(request, target).await;
-                let answered = self.request(request, to, Protocol::Http2, send);
+                let answered = self.request(request, to, Protocol::Http2);
                 tokio::select! {
                     answer = answered => answer,
                     // The client gave up; so does whoever works for it.
@@ -253,24 +297,68 @@ impl Inbound {
                 return;
             };
             let tunnel = Tunnel::new(stream, request.into_body());
-            return self.serve(destination, Protocol::Http1, tunnel).await;
+            let (inside, tunnel) = self.inside(destination, tunnel);
+            inside.connection.speaks(Protocol::Http1);
+            return inside.serve(destination, Protocol::Http1, tunnel).await;
+        }
+        if self.must_look_into(destination) {
+            let Ok(stream) = respond.send_response(Response::new(()), false) else {
+                return;
+            };
+            let tunnel = Tunnel::new(stream, request.into_body());
+            let (inside, tunnel) = self.inside(destination, tunnel);
+            return inside.look_into(destination, tunnel).await;
         }
         // "200" says that the application took the connection.
-        match self.open(destination).await {
-            Ok(server) => {
+        match self.open_admitted(destination).await {
+            Ok((server, admitted)) => {
                 let Ok(stream) = respond.send_response(Response::new(()), false) else {
                     return;
                 };
                 let tunnel = Tunnel::new(stream, request.into_body());
+                let (inside, tunnel) = self.inside(destination, tunnel);
+                inside.connection.speaks(Protocol::Opaque);
                 let ends = (self.client, destination);
                 self.local
-                    .join(DIRECTION, ends, self.peer(), tunnel, server)
+                    .join(DIRECTION, ends, self.peer(), tunnel, server, Some(admitted))
                     .await;
             }
             Err(error) => {
                 self.local.failed(DIRECTION, error.failure(), &error);
                 let _ = respond.send_response(refusal(&error), true);
             }
+        }
+    }
+
+    /// A tunnel is listed beside the connection that it is in.
+    fn inside(&self, to: SocketAddr, tunnel: Tunnel) -> (Arc<Self>, Counted<Tunnel>) {
+        let entry = open(&self.local, Kind::Tunnel, self.client, to);
+        let connection = entry.connection().clone();
+        connection.between(self.who.peer.as_ref(), Transport::Hbone);
+        let inside = Self {
+            connection,
+            ..self.clone()
+        };
+        (Arc::new(inside), entry.client(tunnel))
+    }
+
+    /// Whether a tunnel is refused unless there are requests in it, as there are if its
+    /// client was silent until detection timed out, or if its proxy only has tunnels.
+    fn must_look_into(&self, to: SocketAddr) -> bool {
+        let directory = &self.local.shared.directory;
+        let to_it = OrigDst(to);
+        foresee(&self.local, &self.who, to) == Foreseen::DependsOnRequests
+            && directory.protocol(to_it, &directory.resolve(to_it)) != Some(Protocol::Opaque)
+    }
+
+    /// Nothing reaches the application until the client has said something.
+    async fn look_into(self: Arc<Self>, to: SocketAddr, tunnel: impl Io + 'static) {
+        match detect_patiently(&self.local, tunnel, None).await {
+            Ok(detected) => {
+                self.connection.speaks(detected.protocol);
+                self.deliver(to, detected.protocol, detected.io).await;
+            }
+            Err(error) => tracing::debug!(client = %self.client, %to, %error, "client went away"),
         }
     }
 
@@ -283,17 +371,35 @@ impl Inbound {
         if protocol != Protocol::Opaque {
             return self.serve(to, protocol, client).await;
         }
-        match self.open(to).await {
-            Ok(server) => {
+        if is_connect_probe(&self.local, &self.who, to)
+            && foresee(&self.local, &self.who, to) != Foreseen::Admitted
+        {
+            return self.connect_probe(to, client).await;
+        }
+        match self.open_admitted(to).await {
+            Ok((server, admitted)) => {
+                let ends = (self.client, to);
                 self.local
-                    .join(DIRECTION, (self.client, to), self.peer(), client, server)
-                    .await
+                    .join(DIRECTION, ends, self.peer(), client, server, Some(admitted))
+                    .await;
             }
             Err(error) => {
                 self.local.failed(DIRECTION, error.failure(), &error);
                 client.abort();
             }
         }
+    }
+
+    /// A kubelet connects and says nothing. Whoever says something is somebody else.
+    async fn connect_probe(&self, to: SocketAddr, mut client: impl Io) {
+        let read = tokio::time::timeout(PROBE_TIMEOUT, client.read(&mut [0])).await;
+        if matches!(read, Ok(Ok(0) | Err(_))) {
+            return;
+        }
+        if let Err(error) = admission::bytes(&self.local, &self.who, to) {
+            self.local.failed(DIRECTION, error.failure(), &error);
+        }
+        client.abort();
     }
 
     async fn serve(self: Arc<Self>, to: SocketAddr, protocol: Protocol, client: impl Io + 'static) {
@@ -312,6 +418,7 @@ impl Inbound {
         to: SocketAddr,
         protocol: Protocol,
     ) -> Response<Body> {
+        self.connection.request();
         let version = request.version();
         if request.method() == Method::CONNECT {
             let error = UpstreamError::ConnectMethod;
@@ -319,33 +426,54 @@ impl Inbound {
             return message::failure(&error, false);
         }
         message::for_plaintext(&mut request, to);
-        if let Some(peer) = &self.peer {
+        if let Some(peer) = &self.who.peer {
             message::name_client(&mut request, peer);
         }
         let mut response = if message::is_upgrade(&request) {
-            let upstreams = &self.local.upstreams;
-            let send = async |request, target: &Target| {
-                upstreams
-                    .upgrade(self.open(target.address).await?, request)
-                    .await
-            };
-            self.request(request, to, protocol, send).await
+            let send = async |request, admitted| self.upgrade(request, to, admitted).await;
+            self.answer(request, to, protocol, send).await
         } else {
-            let send = async |request, target: &Target| self.send(request, target).await;
-            self.request(request.map(Body::from), to, protocol, send)
-                .await
+            self.request(request.map(Body::from), to, protocol).await
         };
         message::response(&mut response, version);
         response
     }
 
-    /// Asks the application, and tells of it when the answer is over.
-    async fn request<B>(
+    async fn request(
+        &self,
+        request: Request<Body>,
+        to: SocketAddr,
+        protocol: Protocol,
+    ) -> Response<Body> {
+        let send = async |request: Request<Body>, mut admitted: Admitted| {
+            let request = request.map(|body| body.while_admitted(admitted.clone()));
+            let response = self.send(request, &Target::plaintext(to)).await?;
+            // It may have waited long.
+            admitted.check()?;
+            Ok(response.map(|body| body.while_admitted(admitted)))
+        };
+        self.answer(request, to, protocol, send).await
+    }
+
+    /// The application takes the connection out of HTTP, if it will.
+    async fn upgrade(
+        &self,
+        request: Request<Incoming>,
+        to: SocketAddr,
+        admitted: Admitted,
+    ) -> Result<Response<Body>, UpstreamError> {
+        let server = self.open(to).await?;
+        let upstreams = &self.local.upstreams;
+        upstreams.upgrade(server, request, admitted.ended()).await
+    }
+
+    /// Asks the application, if the client may, and tells of it when the answer is over.
+    async fn answer<B: http_body::Body>(
         &self,
         request: Request<B>,
         to: SocketAddr,
         protocol: Protocol,
-        send: impl AsyncFnOnce(Request<B>, &Target) -> Result<Response<Body>, UpstreamError>,
+        send: impl AsyncFnOnce(Request<B>, Admitted) -> Result<Response<Body>, UpstreamError>,
     ) -> Response<Body> {
         let started = Instant::now();
         let log = &self.local.shared.log;
@@ -355,7 +483,11 @@ impl Inbound {
                 .reached(to, &self.peer())
         });
         let grpc = message::is_grpc(&request);
-        let response = match send(request, &Target::plaintext(to)).await {
+        let answered = match admission::request(&self.local, &self.who, to, &request) {
+            Ok(admitted) => send(request, admitted).await,
+            Err(refused) => Err(refused),
+        };
+        let response = match answered {
             Ok(response) => response,
             Err(error) => {
                 self.local.failed(DIRECTION, error.failure(), &error);
@@ -385,6 +517,15 @@ impl Inbound {
         upstreams.send(place, target, request, no_certificate).await
     }
 
+    /// A connection to the application for opaque bytes, if the client may have one.
+    async fn open_admitted(
+        &self,
+        to: SocketAddr,
+    ) -> Result<(Box<dyn Io>, Admitted), UpstreamError> {
+        let admitted = admission::bytes(&self.local, &self.who, to)?;
+        Ok((self.open(to).await?, admitted))
+    }
+
     async fn open(&self, to: SocketAddr) -> Result<Box<dyn Io>, UpstreamError> {
         self.local
             .upstreams
@@ -395,7 +536,7 @@ impl Inbound {
     fn peer(&self) -> Peer {
         Peer {
             name: self.name.clone(),
-            tls: self.peer.is_some(),
+            tls: self.who.peer.is_some(),
         }
     }
 
@@ -411,7 +552,7 @@ impl Inbound {
     /// A peer may ask for this workload's own addresses, and never for the proxy.
     fn check(&self, to: SocketAddr) -> Result<SocketAddr, UpstreamError> {
         let to = crate::capture::canonical(to);
-        let itself = self.local.shared.directory.workload(&self.local.name);
+        let itself = self.local.itself();
         let own = itself.is_some_and(|itself| itself.addresses.contains(&to.ip()));
         let proxy = [OUTBOUND_PORT, INBOUND_PORT, MESH_PORT].contains(&to.port());
         if own && !proxy {
@@ -419,6 +560,19 @@ impl Inbound {
         } else {
             Err(UpstreamError::NotLocal(to.to_string()))
         }
+    }
+}
+
+/// What a client speaks that may be silent for as long as one between two requests.
+async fn detect_patiently<S: Io>(
+    local: &Local,
+    io: S,
+    hint: Option<Protocol>,
+) -> std::io::Result<Detected<S>> {
+    tokio::select! {
+        detected = detect(io, hint, SILENCE) => detected,
+        // Nobody has to be waited for who has asked for nothing.
+        () = local.drain.cancelled() => Err(std::io::ErrorKind::ConnectionAborted.into()),
     }
 }
 

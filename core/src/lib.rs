@@ -9,8 +9,10 @@
 
 pub mod capture;
 pub mod config;
+pub mod policy;
 
 mod admin;
+mod admission;
 mod balance;
 mod control;
 mod detect;
@@ -35,7 +37,8 @@ pub mod api {
 
 pub use capture::{Capture, Direction, Kernel, OrigDst, WorkloadName};
 pub use config::ProxyArgs;
-pub use proxy::{Error, Proxy, Workload};
+pub use identity::BACKDATE;
+pub use proxy::{Error, Placed, Proxy, ReportError, Workload};
 pub use ready::ReadyGuard;
 pub use runtime::run;
 

@@ -1,15 +1,18 @@
 //! A workload that this proxy serves, and what its connections share.
 
+use crate::admission::Admitted;
 use crate::capture::{Direction, Kernel, WorkloadName};
 use crate::detect::Detected;
+use crate::directory::Workload;
 use crate::identity::{Certificate, Held};
 use crate::proxy::Shared;
-use crate::relay::relay;
+use crate::relay::{RelayError, relay};
 use crate::telemetry::{ConnectionLine, Failure, Meters, Peer, at_end};
 use crate::upstream::{Io, UpstreamError, Upstreams};
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -19,6 +22,16 @@ use tokio_util::task::TaskTracker;
 /// How long a connection waits for what the proxy does not know yet: the first
 /// snapshot, the workload's certificate.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Lines of AUDIT policies, of one workload in a second; the counter has them all.
+const MAX_AUDIT_LINES: u32 = 10;
+
+#[derive(Default)]
+struct AuditLines {
+    since: Option<Instant>,
+    written: u32,
+    left_out: u64,
+}
 
 pub(crate) struct Local {
     pub name: WorkloadName,
@@ -31,8 +44,31 @@ pub(crate) struct Local {
     pub cancel: CancellationToken,
     pub tasks: TaskTracker,
     identity: watch::Sender<Option<Arc<Held>>>,
+    /// What discovery says of it.
+    itself: watch::Receiver<Option<Arc<Workload>>>,
+    audits: Mutex<AuditLines>,
     /// Connections that a failed lookup must not log again and again.
     last_warning: Mutex<Option<Instant>>,
+}
+
+impl AuditLines {
+    /// Whether one more may be written, and how many before it were not.
+    fn next(&mut self, now: Instant) -> Option<u64> {
+        let second = Duration::from_secs(1);
+        if self
+            .since
+            .is_none_or(|since| now.duration_since(since) >= second)
+        {
+            self.since = Some(now);
+            self.written = 0;
+        }
+        if self.written == MAX_AUDIT_LINES {
+            self.left_out += 1;
+            return None;
+        }
+        self.written += 1;
+        Some(std::mem::take(&mut self.left_out))
+    }
 }
 
 impl Local {
@@ -41,6 +77,8 @@ impl Local {
         let tasks = TaskTracker::new();
         Arc::new(Self {
             upstreams: Upstreams::new(
+                name.clone(),
+                shared.connections.clone(),
                 kernel.clone(),
                 shared.args.connect_timeout,
                 cancel.child_token(),
@@ -49,6 +87,8 @@ impl Local {
             drain: shared.drain.child_token(),
             tasks,
             identity: watch::Sender::new(None),
+            itself: shared.directory.follow(&name),
+            audits: Mutex::default(),
             last_warning: Mutex::default(),
             name,
             shared,
@@ -60,7 +100,15 @@ impl Local {
     /// Holds the identity that discovery says the workload has, while it says so.
     pub async fn follow_identity(self: Arc<Self>) {
         let mut version = self.shared.directory.version();
+        let mut authorization = None;
         loop {
+            let itself = self.itself();
+            let now = itself.and_then(|itself| itself.authorization.clone());
+            if now != authorization {
+                let still = |policy: &str| now.as_ref().is_some_and(|now| now.has(policy));
+                self.shared.metrics.keep_decisions(&self.name, still);
+                authorization = now;
+            }
             let wanted = self
                 .shared
                 .directory
@@ -143,12 +191,41 @@ impl Local {
         }
     }
 
+    /// Waits, within [`PATIENCE`], until discovery has told of this workload.
+    pub async fn is_known(&self) {
+        let mut itself = self.shared.directory.follow(&self.name);
+        let known = itself.wait_for(Option::is_some);
+        // Without it the lookup decides as it did.
+        let _ = tokio::time::timeout(PATIENCE, known).await;
+    }
+
+    /// What discovery says of the workload; `None` if it does not know it.
+    pub fn itself(&self) -> Option<Arc<Workload>> {
+        self.itself.borrow().clone()
+    }
+
+    pub fn watch_itself(&self) -> watch::Receiver<Option<Arc<Workload>>> {
+        self.itself.clone()
+    }
+
+    /// Tells of an AUDIT policy's match; `asked` is who asked for what.
+    pub fn audit(&self, policy: &str, asked: impl FnOnce() -> String) {
+        let mut lines = self.audits.lock();
+        if let Some(left_out) = lines.next(Instant::now()) {
+            drop(lines);
+            let asked = asked();
+            tracing::info!(target: "duet_core::audit", workload = %self.name, policy, left_out, "{asked}");
+        }
+    }
+
     pub fn meters(&self, direction: Direction, peer: Peer) -> Arc<Meters> {
         self.shared.metrics.meters(direction, &self.name, peer)
     }
 
     pub fn failed(&self, direction: Direction, why: Failure, error: &dyn std::fmt::Display) {
         self.shared.metrics.failed(direction, &self.name, why);
+        let log = &self.shared.log;
+        log.failed(direction, &self.name, why.as_str(), error);
         let mut last = self.last_warning.lock();
         // One line a second is enough for a person; the counter has them all.
         if last.is_none_or(|last| last.elapsed() > Duration::from_secs(1)) {
@@ -157,8 +234,8 @@ impl Local {
         }
     }
 
-    /// Opaque bytes between a client and a server, and what is to be told of them.
-    /// `ends` are the two's addresses.
+    /// Opaque bytes between a client and a server, as long as they are `admitted`, and
+    /// what is to be told of them. `ends` are the two's addresses.
     pub async fn join(
         &self,
         direction: Direction,
@@ -166,17 +243,25 @@ impl Local {
         peer: Peer,
         mut near: impl Io,
         mut far: impl Io,
+        mut admitted: Option<Admitted>,
     ) {
         let started = Instant::now();
         let meters = self.meters(direction, peer.clone());
         meters.opened.inc();
         meters.active.inc();
         let active = at_end(|| meters.active.dec());
-        let relayed = relay(&mut near, &mut far).await;
+        let relayed = relay(&mut near, &mut far, |cx| match &mut admitted {
+            Some(admitted) => admitted.poll_revoked(cx),
+            None => Poll::Pending,
+        })
+        .await;
         drop(active);
         meters.sent.inc_by(relayed.sent);
         meters.received.inc_by(relayed.received);
         meters.closed(relayed.end_name());
+        if let Err(RelayError::Revoked(reason)) = &relayed.end {
+            self.failed(direction, reason.failure(), reason);
+        }
         if self.shared.log.is_on() {
             let line = ConnectionLine {
                 direction,

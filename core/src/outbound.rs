@@ -7,9 +7,10 @@
 use crate::balance::{self, Endpoint, InFlight};
 use crate::capture::{Direction, OrigDst};
 use crate::detect::Protocol;
-use crate::directory::{Destination, Transport};
+use crate::directory::{Destination, Occupant, Transport};
 use crate::http::{self as message, Body};
 use crate::local::Local;
+use crate::telemetry::connections::{Connection, Kind, Opened};
 use crate::telemetry::{Failure, Peer, RequestLine, at_end};
 use crate::upstream::{Io, Place, Target, UpstreamError};
 use ::http::{Method, Request, Response, Version};
@@ -29,27 +30,43 @@ pub(crate) async fn connection(local: Arc<Local>, stream: TcpStream, client: Soc
         Ok(to) => to,
         Err(error) => return local.failed(DIRECTION, Failure::OriginalDestination, &error),
     };
+    let entry = local.shared.connections.open(Opened {
+        kind: Kind::Client,
+        direction: DIRECTION,
+        workload: &local.name,
+        client,
+        destination: to.0,
+    });
     if let Err(error) = local.discovered().await {
         return local.failed(DIRECTION, error.failure(), &error);
     }
-    let destination = local.shared.directory.resolve(to);
+    let mut destination = local.shared.directory.resolve(to);
+    if let Destination::OutOfReach(_) = destination {
+        // What a workload reaches is told together with the workload.
+        local.is_known().await;
+        destination = local.shared.directory.resolve(to);
+    }
     let hint = local.shared.directory.protocol(to, &destination);
     let detected = match local.detect(stream, hint, DIRECTION).await {
         Ok(detected) => detected,
         Err(error) => return tracing::debug!(%client, %to, %error, "client went away"),
     };
+    let connection = entry.connection().clone();
+    connection.speaks(detected.protocol);
+    let io = entry.client(detected.io);
     let outbound = Arc::new(Outbound {
         local,
         destination,
         client,
         to,
+        connection,
     });
     match detected.protocol {
-        Protocol::Opaque => outbound.opaque(detected.io).await,
+        Protocol::Opaque => outbound.opaque(io).await,
         protocol => {
             let drain = outbound.local.drain.clone();
             let handle = move |request| outbound.clone().request(request, protocol);
-            if let Err(error) = message::serve(detected.io, protocol, &drain, handle).await {
+            if let Err(error) = message::serve(io, protocol, &drain, handle).await {
                 tracing::debug!(%client, %to, %error, "client connection");
             }
         }
@@ -61,6 +78,8 @@ struct Outbound {
     destination: Destination,
     client: SocketAddr,
     to: OrigDst,
+    /// As it is listed.
+    connection: Arc<Connection>,
 }
 
 /// Endpoints asked one after the other.
@@ -108,7 +127,10 @@ impl Outbound {
             Ok((server, flight, target)) => {
                 let ends = (self.client, target.address);
                 let peer = self.peer(flight.endpoint(), &target);
-                self.local.join(DIRECTION, ends, peer, client, server).await;
+                self.connection.reached(flight.endpoint(), &target, true);
+                self.local
+                    .join(DIRECTION, ends, peer, client, server, None)
+                    .await;
             }
             Err(error) => {
                 self.local.failed(DIRECTION, error.failure(), &error);
@@ -153,6 +175,7 @@ impl Outbound {
         protocol: Protocol,
     ) -> Response<Body> {
         let started = Instant::now();
+        self.connection.request();
         let version = request.version();
         let local = self.local.clone();
         let log = &local.shared.log;
@@ -195,11 +218,15 @@ impl Outbound {
         let upstreams = &self.local.upstreams;
         if message::is_upgrade(&request) {
             let (server, flight, target) = self.open(true).await?;
+            self.connection.reached(flight.endpoint(), &target, true);
             message::for_plaintext(&mut request, target.address);
-            let response = upstreams.upgrade(server, request).await?;
+            let response = upstreams
+                .upgrade(server, request, std::future::pending())
+                .await?;
             return Ok((response, flight, target));
         }
         let (place, flight, target) = self.reserve(request.version()).await?;
+        self.connection.reached(flight.endpoint(), &target, false);
         let mut request = request.map(Body::from);
         if target.native_http {
             message::for_mesh(&mut request, target.address);
@@ -220,6 +247,7 @@ impl Outbound {
     fn pick(&self) -> Result<Arc<Endpoint>, UpstreamError> {
         match &self.destination {
             Destination::Address(endpoint) => Ok(endpoint.clone()),
+            Destination::OutOfReach(address) => Err(UpstreamError::OutOfReach(*address)),
             Destination::Service(port) => balance::pick(&port.endpoints())
                 .cloned()
                 .ok_or(UpstreamError::NoEndpoints),
@@ -228,7 +256,7 @@ impl Outbound {
 
     fn has_others(&self) -> bool {
         match &self.destination {
-            Destination::Address(_) => false,
+            Destination::Address(_) | Destination::OutOfReach(_) => false,
             Destination::Service(port) => port.endpoints().len() > 1,
         }
     }
@@ -243,9 +271,10 @@ impl Outbound {
                 .workload(name)
                 .ok_or_else(|| UpstreamError::Unknown(name.clone()))?,
             // It may have joined the mesh since the connection was accepted.
-            None => match directory.at(address.ip()) {
-                Some(workload) => workload,
-                None => return Ok(Target::plaintext(address)),
+            None => match directory.occupant(address.ip()) {
+                Occupant::Workload(workload) => workload,
+                Occupant::Hidden => return Err(UpstreamError::OutOfReach(address)),
+                Occupant::Outsider => return Ok(Target::plaintext(address)),
             },
         };
         Ok(match workload.transport {
@@ -270,6 +299,7 @@ impl Outbound {
         Peer {
             name: match &self.destination {
                 Destination::Service(port) => port.service.as_str().into(),
+                Destination::OutOfReach(_) => "unknown".into(),
                 Destination::Address(endpoint) => match &endpoint.workload {
                     Some(workload) => workload.to_string().into(),
                     None => "external".into(),

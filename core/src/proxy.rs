@@ -1,23 +1,24 @@
 //! A running proxy: the workloads it serves, from their first connection to their last.
 
 use crate::admin;
+use crate::api::EnrolmentReport;
 use crate::capture::{Capture, WorkloadName};
 use crate::config::ProxyArgs;
 use crate::control::Control;
-use crate::directory::Directory;
-use crate::identity::Identities;
+use crate::directory::{Directory, Transport};
+use crate::identity::{Identities, Trust};
 use crate::local::Local;
 use crate::ready::{Readiness, ReadyGuard};
-use crate::telemetry::{AccessLog, Metrics};
+use crate::telemetry::{AccessLog, Connections, Metrics};
 use crate::{inbound, outbound, runtime};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How long accepting pauses when the process is out of file descriptors.
@@ -39,15 +40,22 @@ pub enum Error {
     Mode(String),
 }
 
+/// Why a report did not arrive.
+#[derive(Debug, thiserror::Error)]
+#[error("duet-control: {0}")]
+pub struct ReportError(String);
+
 /// Everything that all workloads of this proxy share.
 pub(crate) struct Shared {
     pub args: ProxyArgs,
     pub mode: &'static str,
     pub node: String,
     pub directory: Arc<Directory>,
+    pub control: Control,
     pub identities: Identities,
     pub metrics: Arc<Metrics>,
     pub log: AccessLog,
+    pub connections: Arc<Connections>,
     pub readiness: Readiness,
     pub locals: Mutex<BTreeMap<WorkloadName, Arc<Local>>>,
     pub drain: CancellationToken,
@@ -57,6 +65,18 @@ pub(crate) struct Shared {
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Proxy(Arc<Shared>);
+
+/// A workload of this node that discovery gives to the node's agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    pub name: WorkloadName,
+    /// Kubernetes' pod UID; empty elsewhere.
+    pub uid: String,
+    /// None, while the platform has told of none.
+    pub addresses: Vec<IpAddr>,
+    /// Whether others are told to reach it through the mesh.
+    pub meshed: bool,
+}
 
 /// A workload the proxy serves. Dropping it changes nothing; [`Workload::remove`]
 /// ends it.
@@ -72,15 +92,18 @@ impl Proxy {
                 "--admin {admin}: write a loopback address, as 127.0.0.1:15000"
             )));
         }
-        let control =
-            Control::new(&args, format!("{mode} {node}"), node.clone()).map_err(Error::Config)?;
+        let trust = Trust::default();
+        let control = Control::new(&args, format!("{mode} {node}"), node.clone(), trust.clone())
+            .map_err(Error::Config)?;
         let workers = runtime::workers(&args);
         let metrics = Arc::new(Metrics::new(mode, workers));
         let shared = Arc::new(Shared {
             directory: Arc::default(),
-            identities: Identities::new(control.clone(), metrics.clone()),
+            control: control.clone(),
+            identities: Identities::new(control.clone(), trust, metrics.clone()),
             metrics,
             log: AccessLog::new(args.access_log),
+            connections: Arc::default(),
             readiness: Readiness::default(),
             locals: Mutex::default(),
             drain: CancellationToken::new(),
@@ -137,9 +160,40 @@ impl Proxy {
         Workload(local)
     }
 
+    /// The workloads that discovery gives to this node's agent, as of now.
+    pub fn placed_here(&self) -> Vec<Placed> {
+        let found = self.0.directory.of_agent(&self.0.node);
+        let placed = found.iter().map(|workload| Placed {
+            name: workload.name.clone(),
+            uid: workload.uid.clone(),
+            addresses: workload.addresses.clone(),
+            meshed: workload.transport != Transport::Plaintext,
+        });
+        placed.collect()
+    }
+
+    /// Changes with each update from discovery; 0 until the first.
+    pub fn discovered(&self) -> watch::Receiver<u64> {
+        self.0.directory.version()
+    }
+
+    /// Tells duet-control, once, whether a workload's connections are this proxy's.
+    ///
+    /// # Errors
+    /// What duet-control answered, or that it did not.
+    pub async fn report(&self, report: EnrolmentReport) -> Result<(), ReportError> {
+        let outcome = self.0.control.report(report).await;
+        outcome.map_err(|status| ReportError(format!("{}: {}", status.code(), status.message())))
+    }
+
     /// Adds the mode's own guard: /ready names `what` until the guard is dropped.
     pub fn not_ready_until(&self, what: impl Into<String>) -> ReadyGuard {
         self.0.readiness.not_until(what)
+    }
+
+    /// Cancelled when the proxy takes no more connections.
+    pub fn draining(&self) -> CancellationToken {
+        self.0.drain.clone()
     }
 
     /// The registry behind /metrics, for a mode's own few metrics.

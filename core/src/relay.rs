@@ -4,6 +4,7 @@
 //! one, and the other direction goes on. A failure is passed on as a failure: a
 //! connection that was cut must never look like one that ended.
 
+use crate::upstream::UpstreamError;
 use bytes::{Buf, Bytes};
 use std::future::poll_fn;
 use std::io;
@@ -46,6 +47,7 @@ impl Relayed {
             Ok(()) => "done",
             Err(RelayError::Client(_)) => "client",
             Err(RelayError::Server(_)) => "server",
+            Err(RelayError::Revoked(_)) => "revoked",
         }
     }
 }
@@ -56,9 +58,16 @@ pub enum RelayError {
     Client(io::Error),
     #[error("server: {0}")]
     Server(io::Error),
+    #[error("{0}")]
+    Revoked(UpstreamError),
 }
 
-pub async fn relay<C, S>(client: &mut C, server: &mut S) -> Relayed
+/// Until both directions end, or until `revoked` is ready.
+pub async fn relay<C, S>(
+    client: &mut C,
+    server: &mut S,
+    mut revoked: impl FnMut(&mut Context<'_>) -> Poll<UpstreamError>,
+) -> Relayed
 where
     C: AsyncRead + AsyncWrite + Abort + Unpin,
     S: AsyncRead + AsyncWrite + Abort + Unpin,
@@ -72,6 +81,9 @@ where
         done: false,
     };
     let end = poll_fn(|cx| {
+        if let Poll::Ready(reason) = revoked(cx) {
+            return Poll::Ready(Err(RelayError::Revoked(reason)));
+        }
         let Ends { client, server, .. } = &mut ends;
         // Each direction reads from one side and writes to the other; `?` needs
         // to know which of the two failed.
@@ -240,7 +252,8 @@ mod tests {
     #[tokio::test]
     async fn half_close_leaves_the_other_direction_open() {
         let ((mut client, mut near), (mut far, mut server)) = (pair().await, pair().await);
-        let relayed = tokio::spawn(async move { relay(&mut near, &mut far).await });
+        let relayed =
+            tokio::spawn(async move { relay(&mut near, &mut far, |_| Poll::Pending).await });
         client.write_all(b"question").await.unwrap();
         client.shutdown().await.unwrap();
         let mut question = String::new();
@@ -261,7 +274,8 @@ mod tests {
     #[tokio::test]
     async fn a_reset_is_passed_on_as_a_reset() {
         let ((mut client, mut near), (mut far, mut server)) = (pair().await, pair().await);
-        let relayed = tokio::spawn(async move { relay(&mut near, &mut far).await });
+        let relayed =
+            tokio::spawn(async move { relay(&mut near, &mut far, |_| Poll::Pending).await });
         client.write_all(b"x").await.unwrap();
         server.read_u8().await.unwrap();
         server.abort();
@@ -278,7 +292,8 @@ mod tests {
     #[tokio::test]
     async fn a_relay_that_is_dropped_resets_both_sides() {
         let ((mut client, mut near), (mut far, mut server)) = (pair().await, pair().await);
-        let relayed = tokio::spawn(async move { relay(&mut near, &mut far).await });
+        let relayed =
+            tokio::spawn(async move { relay(&mut near, &mut far, |_| Poll::Pending).await });
         client.write_all(b"x").await.unwrap();
         server.read_u8().await.unwrap();
         relayed.abort();
@@ -289,9 +304,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_revoked_is_reset_on_both_sides_and_says_why() {
+        let ((mut client, mut near), (mut far, mut server)) = (pair().await, pair().await);
+        let (revoke, mut revoked) = tokio::sync::oneshot::channel();
+        let relayed = tokio::spawn(async move {
+            let revoked = |cx: &mut Context<'_>| {
+                let revoked = Pin::new(&mut revoked).poll(cx);
+                revoked.map(|_| UpstreamError::Denied("a policy".into()))
+            };
+            relay(&mut near, &mut far, revoked).await
+        });
+        client.write_all(b"x").await.unwrap();
+        server.read_u8().await.unwrap();
+        revoke.send(()).unwrap();
+        for end in [&mut client, &mut server] {
+            let error = end.read_u8().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
+        let relayed = relayed.await.unwrap();
+        assert_eq!((relayed.sent, relayed.end_name()), (1, "revoked"));
+    }
+
+    #[tokio::test]
     async fn a_slow_reader_gets_all_of_it() {
         let ((mut client, mut near), (mut far, mut server)) = (pair().await, pair().await);
-        tokio::spawn(async move { relay(&mut near, &mut far).await });
+        tokio::spawn(async move { relay(&mut near, &mut far, |_| Poll::Pending).await });
         let sent: Vec<u8> = (0..8_000_000u32).map(|n| (n % 251) as u8).collect();
         let expected = sent.clone();
         tokio::spawn(async move {

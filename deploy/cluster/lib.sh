@@ -38,11 +38,12 @@ need_root() { [ "$(id -u)" = 0 ] || fail 'namespaces, mounts and cgroups need ro
 kubectl() { KUBECONFIG=$kubeconfig KUBECACHEDIR=$state/kubectl "$cache/bin/kubectl" "$@"; }
 
 # The pid, seen from here, of a machine's first process; nothing if it is down.
+# Pods of its network have first processes too, one level further down.
 machine_pid() {
   local pid
   [ -e "/run/netns/$prefix-$1" ] || return 0
   for pid in $(ip netns pids "$prefix-$1" 2>/dev/null); do
-    if awk '$1 == "NSpid:" { found = NF > 2 && $NF == 1 } END { exit !found }' "/proc/$pid/status" 2>/dev/null; then
+    if awk '$1 == "NSpid:" { found = NF == 3 && $NF == 1 } END { exit !found }' "/proc/$pid/status" 2>/dev/null; then
       echo "$pid"
       return 0
     fi

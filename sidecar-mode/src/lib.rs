@@ -9,6 +9,7 @@
 
 pub mod capture;
 pub mod redirect;
+pub mod wait;
 
 /// The uid the proxy runs as unless told otherwise, and so the uid whose
 /// connections are not redirected.

@@ -4,10 +4,13 @@
 use clap::{Args, Parser, Subcommand};
 use duet_core::{CORE_FINGERPRINT, OPT_LEVEL, Proxy, ProxyArgs, WorkloadName};
 use duet_sidecar::redirect::Redirect;
+use duet_sidecar::wait::wait_ready;
 use duet_sidecar::{PROXY_UID, capture};
 use nix::unistd::geteuid;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 /// sysexits.h: EX_USAGE and EX_CONFIG.
 const USAGE: u8 = 64;
@@ -34,6 +37,9 @@ enum Verb {
     Init(InitArgs),
     /// Proxy one workload's connections, until SIGTERM.
     Run(Box<RunArgs>),
+    /// Return when the proxy beside this process is ready: the postStart hook of a
+    /// proxy that is an ordinary container.
+    WaitReady(WaitArgs),
 }
 
 #[derive(Args)]
@@ -91,6 +97,22 @@ struct RunArgs {
 }
 
 #[derive(Args)]
+struct WaitArgs {
+    /// Where the proxy serves /ready.
+    #[arg(
+        long,
+        env = "DUET_HEALTH",
+        default_value = "127.0.0.1:15021",
+        value_name = "ADDR"
+    )]
+    health: SocketAddr,
+
+    /// How long to wait.
+    #[arg(long, default_value = "2m", value_name = "TIME", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+#[derive(Args)]
 struct ProxyUid {
     /// The uid that the proxy runs as. Its connections are not redirected.
     #[arg(long, env = "DUET_PROXY_UID", default_value_t = PROXY_UID, value_name = "UID")]
@@ -108,6 +130,10 @@ fn main() -> ExitCode {
     let (verb, outcome) = match cli.verb {
         Verb::Init(args) => ("init", init(args)),
         Verb::Run(args) => ("run", run(*args)),
+        Verb::WaitReady(args) => (
+            "wait-ready",
+            wait_ready(args.health, args.timeout).map_err(Into::into),
+        ),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

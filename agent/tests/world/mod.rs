@@ -9,13 +9,16 @@
 use duet_agent::interception::Interception;
 use duet_agent::netns::Netns;
 use duet_agent::pod::Pod;
+use duet_agent::record::Record;
 use duet_core::{Capture, Direction, Kernel, WorkloadName};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
@@ -77,11 +80,21 @@ pub struct TestPod {
     pub v6: IpAddr,
 }
 
-fn unified() -> PathBuf {
+pub fn unified() -> PathBuf {
     duet_agent::cgroup::Cgroup::open(None)
         .unwrap()
         .path()
         .to_owned()
+}
+
+/// A hierarchy of version 1 that needs no settings, if there is one.
+pub fn v1() -> Option<PathBuf> {
+    let mounts = procfs::process::Process::myself().unwrap().mountinfo();
+    let is_named = |mount: &procfs::process::MountInfo| {
+        mount.fs_type == "cgroup" && mount.super_options.contains_key("name")
+    };
+    let mount = mounts.unwrap().into_iter().find(is_named);
+    mount.map(|mount| mount.mount_point)
 }
 
 fn cgroup(id: &str) -> PathBuf {
@@ -115,14 +128,46 @@ fn sweep(id: &str) {
         nix::mount::umount(&bpffs).unwrap();
     }
     let _ = fs::remove_dir_all(scratch(id));
+    for hierarchy in [Some(unified()), v1()].into_iter().flatten() {
+        remove_cgroup(&hierarchy.join(format!("duet-test-{id}")));
+    }
+}
+
+/// With the cgroups below it, and all processes in them.
+fn remove_cgroup(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path());
+        }
+    }
+    let processes = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    for pid in processes.lines().filter_map(|line| line.parse().ok()) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
     // A killed process is in its cgroup until it is reaped.
     for _ in 0..50 {
-        match fs::remove_dir(cgroup(id)) {
+        match fs::remove_dir(cgroup) {
             Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
                 std::thread::sleep(Duration::from_millis(20));
             }
             _ => break,
         }
+    }
+}
+
+/// A process that does nothing, for as long as this is kept.
+pub struct Process(Child);
+
+impl Process {
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -163,6 +208,28 @@ impl World {
 
     pub fn scratch(&self) -> PathBuf {
         scratch(&self.id)
+    }
+
+    /// A pod's UID that no other test has.
+    pub fn uid(&self, pod: u8) -> String {
+        format!("{:0>8}-0000-4000-8000-{pod:012}", self.id)
+    }
+
+    /// A process in `cgroup`, which is below the test's own in `hierarchy`; and in
+    /// the pod's network namespace, or else in the machine's.
+    pub fn process(&self, hierarchy: &Path, cgroup: &str, pod: Option<&TestPod>) -> Process {
+        let directory = hierarchy
+            .join(format!("duet-test-{}", self.id))
+            .join(cgroup);
+        fs::create_dir_all(&directory).unwrap();
+        let spawn = || Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = Process(match pod {
+            Some(pod) => pod.run(spawn),
+            None => spawn(),
+        });
+        let pid = process.pid().to_string();
+        fs::write(directory.join("cgroup.procs"), pid).unwrap();
+        process
     }
 
     pub fn interception(&self) -> Arc<Interception> {
@@ -315,7 +382,8 @@ impl TestAgent {
         let _entered = self.runtime.enter();
         let netns = Netns::open(&pod.path).unwrap();
         let name = WorkloadName::new("default", pod.path.file_name().unwrap().to_str().unwrap());
-        Pod::enrol(&self.interception, netns, &name).unwrap()
+        let record = Record::of(&netns, name, None);
+        Pod::enrol(&self.interception, netns, &record).unwrap()
     }
 
     /// What a SIGKILL leaves: listeners are closed, nothing else is done.

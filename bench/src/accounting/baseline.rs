@@ -6,8 +6,8 @@
 //! arm's own processes are added up instead, and softirq time beyond idle, and the
 //! results say so.
 
-use super::{Error, MachineCpu};
-use std::time::{Duration, Instant};
+use super::MachineCpu;
+use std::time::Duration;
 
 /// An idle machine uses less than this share of its processors.
 const QUIET: f64 = 0.10;
@@ -24,15 +24,14 @@ pub struct Baseline {
 }
 
 impl Baseline {
-    /// Of a window that began with `before` at `began`.
-    pub fn since(before: MachineCpu, began: Instant) -> Result<Self, Error> {
-        let used = MachineCpu::read()? - before;
-        let wall = began.elapsed().as_secs_f64();
-        Ok(Self {
+    /// Of a window in which machines with so many cores used this.
+    pub fn of(used: MachineCpu, wall: Duration, cores: f64) -> Self {
+        let wall = wall.as_secs_f64();
+        Self {
             busy_cores: used.busy_s / wall,
             softirq_cores: used.softirq_s / wall,
-            cores: std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64),
-        })
+            cores,
+        }
     }
 
     /// Whether the machine had nothing else to do.

@@ -12,8 +12,9 @@ use super::{Error, read};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{ProgramFd, loaded_programs};
 use aya::sys::{Stats, enable_stats};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::ops::Sub;
+use std::ops::{Add, Sub};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -40,7 +41,7 @@ pub struct BpfPrograms {
 }
 
 /// Programs added up, since they were loaded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BpfUse {
     /// Runs.
     pub runs: u64,
@@ -111,6 +112,16 @@ fn counters(fdinfo: &str) -> Option<(u64, u64)> {
         })
     };
     Some((field("run_cnt")?, field("run_time_ns")?))
+}
+
+impl Add for BpfUse {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self {
+            runs: self.runs + other.runs,
+            time: self.time + other.time,
+        }
+    }
 }
 
 impl Sub for BpfUse {

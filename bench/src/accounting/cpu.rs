@@ -7,11 +7,12 @@
 //! threads were runnable without running.
 
 use super::{Error, lacks, read};
-use std::ops::Sub;
+use serde::{Deserialize, Serialize};
+use std::ops::{Add, Sub};
 use std::time::Duration;
 
 /// The machine's processors since boot, all of them together.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MachineCpu {
     /// Everything but idle and waiting for disks, seconds.
     pub busy_s: f64,
@@ -73,6 +74,25 @@ impl MachineCpu {
     }
 }
 
+impl Add for MachineCpu {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self {
+            busy_s: self.busy_s + other.busy_s,
+            softirq_s: self.softirq_s + other.softirq_s,
+            steal_s: self.steal_s + other.steal_s,
+            total_s: self.total_s + other.total_s,
+            switches: self.switches + other.switches,
+        }
+    }
+}
+
+impl std::iter::Sum for MachineCpu {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), Add::add)
+    }
+}
+
 impl Sub for MachineCpu {
     type Output = Self;
     fn sub(self, earlier: Self) -> Self {
@@ -88,7 +108,7 @@ impl Sub for MachineCpu {
 
 /// One process's threads since they started. Threads that have ended are not in
 /// it, so it suits processes whose threads stay: the proxies and the generator.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessCpu {
     /// On a processor.
     pub ran: Duration,

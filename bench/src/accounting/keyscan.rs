@@ -17,6 +17,7 @@ use p256::elliptic_curve::group::Group;
 use p256::elliptic_curve::ops::Reduce;
 use p256::elliptic_curve::point::{AffineCoordinates, BatchNormalize};
 use p256::{FieldBytes, ProjectivePoint, Scalar};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -29,7 +30,25 @@ pub struct KnownKeys {
     by_x: HashMap<[u8; 32], String>,
 }
 
+/// An identity and its certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certified {
+    /// `spiffe://…`
+    pub identity: String,
+    /// PEM, the leaf first.
+    pub certificate: String,
+}
+
 impl KnownKeys {
+    /// The keys of these certificates.
+    pub fn of(certified: &[Certified]) -> Self {
+        let mut known = Self::default();
+        for one in certified {
+            known.add_certificate(&one.identity, &one.certificate);
+        }
+        known
+    }
+
     /// Adds the key of the first certificate in `pem`. `false` if it holds no
     /// certificate with a P-256 key.
     pub fn add_certificate(&mut self, owner: &str, pem: &str) -> bool {
@@ -80,7 +99,7 @@ fn x_of(sec1: &[u8]) -> Option<[u8; 32]> {
 }
 
 /// What one process's memory gave away.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct KeyScan {
     /// Owners of the distinct keys found, and how many copies of each.
     pub found: BTreeMap<String, u64>,

@@ -6,9 +6,10 @@
 //! of the Nth sidecar; the anonymous part is what no sharing can save.
 
 use super::{Error, lacks, read};
+use serde::{Deserialize, Serialize};
 
 /// Bytes, from `/proc/<pid>/smaps_rollup`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rollup {
     /// Resident, shared pages counted in full.
     pub rss: u64,

@@ -5,6 +5,7 @@
 
 mod baseline;
 mod bpf;
+mod control;
 mod cpu;
 mod keyscan;
 mod memory;
@@ -12,8 +13,9 @@ mod pressure;
 
 pub use baseline::Baseline;
 pub use bpf::{BpfPrograms, BpfStats, BpfUse};
+pub use control::{HOLD_KEY, hold_key, scan_control};
 pub use cpu::{MachineCpu, ProcessCpu};
-pub use keyscan::{KeyScan, KnownKeys, scan_process};
+pub use keyscan::{Certified, KeyScan, KnownKeys, scan_process};
 pub use memory::{Rollup, open_files};
 pub use pressure::CpuPressure;
 

@@ -1,12 +1,13 @@
 //! CPU pressure stall information: for how long someone waited for a processor.
 
 use super::{Error, lacks, read};
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Duration;
 
 /// The `some` line's total: time in which at least one task was runnable and
 /// not running.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CpuPressure(pub Duration);
 
 const MACHINE: &str = "/proc/pressure/cpu";

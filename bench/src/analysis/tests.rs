@@ -390,3 +390,97 @@ fn the_same_file_gives_the_same_analysis() {
     analyse(&mut twice);
     assert_eq!(once, twice);
 }
+
+/// Arm, value, and further figures by name.
+type Counted<'a> = (&'a str, f64, &'a [(&'a str, f64)]);
+
+/// A scenario whose only block holds these trials: arm, x, values.
+fn counted(results: &mut Results, id: &str, trials: &[Counted<'_>]) {
+    let trials = trials
+        .iter()
+        .map(|(arm, x, values)| Trial {
+            arm: (*arm).to_string(),
+            point: Point::at(format!("at {x}"), *x),
+            repeat: 0,
+            started_s: 0.0,
+            duration_s: 1.0,
+            load: None,
+            histograms: Default::default(),
+            values: values.iter().map(|(k, v)| ((*k).to_string(), *v)).collect(),
+            timelines: Vec::new(),
+            voids: Vec::new(),
+            notes: Vec::new(),
+        })
+        .collect();
+    results.scenarios.push(Scenario {
+        id: id.to_string(),
+        title: id.to_string(),
+        question: "?".to_string(),
+        parameters: Default::default(),
+        metrics: Vec::new(),
+        blocks: vec![Block {
+            index: 0,
+            order: Vec::new(),
+            trials,
+        }],
+        notes: Vec::new(),
+    });
+}
+
+#[test]
+fn lives_are_counted_and_said_of_how_many() {
+    let mut results = unanalysed(Profile::Quick, 5);
+    let job = |ended: f64| {
+        [
+            (keys::JOBS, 1.0),
+            (keys::JOBS_ENDED, ended),
+            (keys::EXIT_CODES_KEPT, ended),
+        ]
+    };
+    counted(
+        &mut results,
+        "S3",
+        &[
+            ("none", 0.0, &job(1.0)),
+            ("none", 3.0, &job(1.0)),
+            ("sidecar", 0.0, &job(1.0)),
+            ("agent", 0.0, &job(0.0)),
+            ("agent", 100.0, &job(0.0)),
+        ],
+    );
+    let upgrade = |failed: f64, cut: f64, restarted: f64| {
+        [
+            (keys::NEW_CONNECTIONS, 1000.0),
+            (keys::NEW_CONNECTIONS_FAILED, failed),
+            (keys::LONG_LIVED, 16.0),
+            (keys::LONG_LIVED_RESET, cut),
+            (keys::APPS_RESTARTED, restarted),
+            (keys::UPGRADE_WALL, 21.0),
+        ]
+    };
+    counted(
+        &mut results,
+        "U1",
+        &[
+            ("sidecar", 0.0, &upgrade(3.0, 40.0, 4.0)),
+            ("agent", 0.0, &upgrade(0.0, 2.0, 0.0)),
+        ],
+    );
+    analyse(&mut results);
+    let jobs = &verdict(&results, "S3").answer;
+    assert!(
+        jobs.contains("2 of 2 [16 %, 100 %] without a mesh")
+            && jobs.contains("0 of 1 [0 %, 97.5 %] behind the agent")
+            && jobs.contains("A CronJob's first Job hung behind the agent"),
+        "{jobs}"
+    );
+    let upgrade = &verdict(&results, "U1").answer;
+    assert!(
+        upgrade.contains("replacing the sidecars failed 3 of 1000")
+            && upgrade
+                .contains("cut 16 of 16 open ones, started 4 applications again and took 21 s")
+            && upgrade.contains("cut 2 of 16 open ones, started 0 applications again"),
+        "{upgrade}"
+    );
+    assert_eq!(verdict(&results, "U1").basis, Basis::Counted);
+}

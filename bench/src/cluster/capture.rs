@@ -13,6 +13,7 @@ use nix::sys::socket::{
     recvmsg, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::io::IoSliceMut;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -39,7 +40,7 @@ pub struct WireCapture {
 }
 
 /// What was seen.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureReport {
     pub packets: u64,
     pub bytes: u64,
@@ -78,6 +79,15 @@ impl WireCapture {
     /// Watches all interfaces of a namespace for any of the markers. Nothing
     /// sent after this returns is missed.
     pub fn start(netns: &Netns, markers: &[&[u8]]) -> Result<Self> {
+        Self::start_in(Some(netns), markers)
+    }
+
+    /// The same in this process's own namespace.
+    pub fn start_here(markers: &[&[u8]]) -> Result<Self> {
+        Self::start_in(None, markers)
+    }
+
+    fn start_in(netns: Option<&Netns>, markers: &[&[u8]]) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let (opened, open) = mpsc::channel();
         let mut watch = Watch {
@@ -89,9 +99,10 @@ impl WireCapture {
         let thread = thread::Builder::new()
             .name("wire-capture".to_owned())
             .spawn({
-                let (netns, stop) = (netns.clone(), stop.clone());
+                let (netns, stop) = (netns.cloned(), stop.clone());
                 move || {
-                    let socket = match netns.enter().and_then(|()| open_socket()) {
+                    let entered = netns.map_or(Ok(()), |netns| netns.enter());
+                    let socket = match entered.and_then(|()| open_socket()) {
                         Ok(socket) => socket,
                         Err(error) => {
                             let _ = opened.send(Err(error));

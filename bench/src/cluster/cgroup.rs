@@ -8,6 +8,7 @@
 use super::error::{ClusterError, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -42,7 +43,7 @@ pub struct Cgroup {
     path: PathBuf,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuUsage {
     /// CPU time used since the group was made, in µs.
     pub usage_us: u64,
@@ -55,7 +56,7 @@ pub struct CpuUsage {
     pub throttled_us: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryUsage {
     /// All that is charged, page cache included, in bytes.
     pub current: u64,
@@ -84,6 +85,34 @@ impl Layout {
             ));
         }
         Ok(layout)
+    }
+
+    /// Another machine's controllers, as they are mounted below `dir` here.
+    pub fn below(dir: &Path) -> Result<Self> {
+        let mounts =
+            fs::read_to_string("/proc/mounts").map_err(ClusterError::io("read /proc/mounts"))?;
+        let there: String = mounts
+            .lines()
+            .filter(|line| {
+                line.split(' ')
+                    .nth(1)
+                    .is_some_and(|at| Path::new(at).starts_with(dir))
+            })
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let layout = Self::parse(&there);
+        if layout.unified.is_none() && layout.memory.is_none() {
+            return Err(ClusterError::Unsupported(format!(
+                "no cgroup hierarchy is mounted below {}",
+                dir.display()
+            )));
+        }
+        Ok(layout)
+    }
+
+    /// The tree in which every group with a memory limit has a directory.
+    pub(crate) fn main_root(&self) -> Option<&Path> {
+        self.memory.as_deref().or(self.unified.as_deref())
     }
 
     fn parse(mounts: &str) -> Self {
@@ -160,6 +189,41 @@ impl Cgroup {
         })
     }
 
+    /// A group that somebody else has made.
+    pub(crate) fn found(layout: Arc<Layout>, path: impl Into<PathBuf>) -> Self {
+        Self {
+            layout,
+            path: path.into(),
+        }
+    }
+
+    /// Its parent.
+    pub(crate) fn parent(&self) -> Option<Self> {
+        Some(Self {
+            layout: self.layout.clone(),
+            path: self.path.parent()?.to_owned(),
+        })
+    }
+
+    /// Names of the groups right below it.
+    pub(crate) fn children(&self) -> Vec<String> {
+        let Some(root) = self.layout.main_root() else {
+            return Vec::new();
+        };
+        subdirs(&root.join(&self.path))
+            .iter()
+            .filter_map(|dir| Some(dir.file_name()?.to_str()?.to_owned()))
+            .collect()
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        self.path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default()
+    }
+
     pub fn child(&self, name: &str) -> Self {
         Self {
             layout: self.layout.clone(),
@@ -203,6 +267,23 @@ impl Cgroup {
             dirs.retain(|dir| !dir.starts_with(cpu));
         }
         Ok(dirs)
+    }
+
+    /// Takes a process out of its v1 cpu group, for the same reason. True if there was
+    /// anything to take it out of.
+    pub(crate) fn free_for_realtime(&self, pid: u32) -> Result<bool> {
+        let Some(cpu) = &self.layout.cpu else {
+            return Ok(false);
+        };
+        if !cpu.join("cpu.rt_runtime_us").exists() || self.layout.cpuacct.as_ref() == Some(cpu) {
+            return Ok(false);
+        }
+        let root = cpu.join("cgroup.procs");
+        fs::write(&root, pid.to_string()).map_err(ClusterError::io(format!(
+            "write {pid} to {}",
+            root.display()
+        )))?;
+        Ok(true)
     }
 
     /// Makes the group and hands the controllers down to it. Groups above it

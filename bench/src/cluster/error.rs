@@ -1,6 +1,8 @@
 //! What can go wrong while a cluster is built, used or removed. Every message
 //! is one line that says what was attempted, on what, and what came back.
 
+use crate::accounting;
+use crate::run::Interrupted;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -37,6 +39,26 @@ pub enum ClusterError {
         missing: String,
         log: PathBuf,
     },
+
+    /// An API server, or somebody behind it, said no.
+    #[error("{what}: {said}")]
+    Kubernetes { what: String, said: String },
+
+    /// Something in a pod did not come up.
+    #[error("pod {pod}: {problem}")]
+    Pod { pod: String, problem: String },
+
+    /// A generator gave no report.
+    #[error("the generator in pod {pod}: {problem}")]
+    Generator { pod: String, problem: String },
+
+    /// The kernel's figures could not be read.
+    #[error(transparent)]
+    Accounting(#[from] accounting::Error),
+
+    /// Somebody wants the run to end.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
 
     #[error("{0}")]
     Unsupported(String),

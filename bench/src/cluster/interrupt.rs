@@ -18,6 +18,7 @@ pub(super) fn register(cluster: &Arc<Inner>) {
 
 /// Removes all clusters of this process, also those that others still hold.
 pub fn remove_all_of_this_process() {
+    super::kube::remove_all_of_this_process();
     let clusters = std::mem::take(
         &mut *CLUSTERS
             .lock()

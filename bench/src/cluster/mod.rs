@@ -42,13 +42,16 @@ mod cgroup;
 mod clock;
 mod error;
 mod interrupt;
+pub mod kube;
 mod live;
 mod mesh;
 mod meshing;
 mod netns;
+mod netns_site;
 mod network;
 mod process;
 mod proxy;
+mod site;
 mod spec;
 mod state;
 mod topology;
@@ -65,13 +68,19 @@ pub use self::live::NetnsCluster;
 pub use self::mesh::{ControlPlane, Subject};
 pub use self::meshing::PROXY_UID;
 pub use self::netns::Netns;
+pub use self::netns_site::{GENERATOR_CLASS, NetnsSite};
 pub use self::network::CONGESTION_CONTROL;
 pub use self::process::{Part, ProcessHandle, Spawn};
 pub use self::proxy::{Endpoint, Life, Proxy, Restart};
+pub use self::site::{
+    Capture, Cluster, Counters, Generator, Given, Holding, Load, ProxyRef, Site, Wish,
+};
 pub use self::spec::{Limits, ParityRow, Placement, PodSpec, ServicePort, ServiceSpec};
 pub use self::state::{CleanReport, clean_all};
 pub use self::topology::{Node, Pod, Service};
 
 pub use nix::sys::signal::Signal;
 
+pub(crate) use self::mesh::{HEALTH_PORT, get_here};
+pub(crate) use self::proxy::uncertified;
 pub(crate) use self::state::{BPFFS, has_bpffs};

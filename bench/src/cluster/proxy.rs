@@ -13,6 +13,7 @@ use super::process::{Process, Spawn, Spawner, ending, run_tool};
 use super::spec::Placement;
 use crate::cluster::Cgroup;
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -45,7 +46,7 @@ pub enum Restart {
 }
 
 /// One incarnation of a proxy. Times are CLOCK_MONOTONIC in ns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Life {
     pub pid: u32,
     pub spawned: u64,
@@ -494,7 +495,7 @@ impl Supervised {
             return Ok(());
         }
         match get_here(Endpoint::Admin.port(), "/config") {
-            Ok((200, config)) => uncertified(&config, pods),
+            Ok((200, config)) => uncertified(&config, pods.iter().map(|pod| pod.workload.as_str())),
             Ok((status, _)) => Err(format!("/config answered with {status}")),
             Err(error) => Err(format!("its admin endpoint: {error}")),
         }
@@ -588,16 +589,19 @@ impl AgentApi {
     }
 }
 
-/// Which of the pods have no certificate yet, by a proxy's own account.
-fn uncertified(config: &str, pods: &[Enrolment]) -> Result<(), String> {
+/// Which of the workloads have no certificate yet, by a proxy's own account.
+pub(crate) fn uncertified<'a>(
+    config: &str,
+    workloads: impl Iterator<Item = &'a str>,
+) -> Result<(), String> {
     let config: serde_json::Value =
         serde_json::from_str(config).map_err(|error| format!("/config is not JSON: {error}"))?;
     let list = |key: &str| config[key].as_array().cloned().unwrap_or_default();
-    let (workloads, identities) = (list("workloads"), list("identities"));
-    for pod in pods {
-        let identity = workloads
+    let (served, identities) = (list("workloads"), list("identities"));
+    for wanted in workloads {
+        let identity = served
             .iter()
-            .find(|workload| workload["name"] == pod.workload.as_str())
+            .find(|workload| workload["name"] == wanted)
             .and_then(|workload| workload["identity"].as_str());
         let certified = identity.is_some_and(|identity| {
             identities
@@ -605,7 +609,7 @@ fn uncertified(config: &str, pods: &[Enrolment]) -> Result<(), String> {
                 .any(|held| held["identity"] == identity && !held["certificate"].is_null())
         });
         if !certified {
-            return Err(format!("identity: no certificate for {}", pod.workload));
+            return Err(format!("identity: no certificate for {wanted}"));
         }
     }
     Ok(())
@@ -634,23 +638,19 @@ mod tests {
 
     #[test]
     fn a_pod_is_served_once_it_has_a_certificate() {
-        let pods = [Enrolment {
-            pod: "web-0".to_owned(),
-            workload: "default/web-0".to_owned(),
-            netns: PathBuf::new(),
-        }];
+        let pods = || ["default/web-0"].into_iter();
         let config = |certificate: &str| {
             format!(
                 r#"{{"workloads": [{{"name": "default/web-0", "identity": "spiffe://td/a"}}],
                     "identities": [{{"identity": "spiffe://td/a", "certificate": {certificate}}}]}}"#
             )
         };
-        assert_eq!(uncertified(&config(r#""PEM""#), &pods), Ok(()));
+        assert_eq!(uncertified(&config(r#""PEM""#), pods()), Ok(()));
         assert_eq!(
-            uncertified(&config("null"), &pods),
+            uncertified(&config("null"), pods()),
             Err("identity: no certificate for default/web-0".to_owned())
         );
-        assert!(uncertified(r#"{"workloads": []}"#, &pods).is_err());
+        assert!(uncertified(r#"{"workloads": []}"#, pods()).is_err());
     }
 
     #[test]

@@ -171,9 +171,17 @@ fn voids(text: &mut String, results: &Results) {
 
 fn machine(text: &mut String, results: &Results) {
     let m = &results.machine;
+    let kubernetes = m.kubernetes.as_ref().map_or(String::new(), |kubernetes| {
+        let nodes: Vec<&str> = kubernetes.nodes.iter().map(|n| n.name.as_str()).collect();
+        format!(
+            "\n\nKubernetes {} on {}",
+            kubernetes.version,
+            nodes.join(", ")
+        )
+    });
     let _ = writeln!(
         text,
-        "## Machine\n\nkernel {} · {} × {} · {} MiB · cgroup {} · {} · generator {} · {} · {}\n\n`{}`",
+        "## Machine\n\nkernel {} · {} × {} · {} MiB · cgroup {} · {} · generator {} · {} · {}{kubernetes}\n\n`{}`",
         m.kernel,
         m.cores,
         m.cpu,

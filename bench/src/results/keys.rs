@@ -55,3 +55,56 @@ pub const KEYS_TOTAL: &str = "keys_total";
 pub const IDENTITIES: &str = "identities";
 /// X1: keys of a removed pod's identity that are still found.
 pub const KEYS_AFTER_REMOVAL: &str = "keys_after_removal";
+
+/// S1: pods started.
+pub const STARTS: &str = "starts";
+/// S1: pods of which a request failed before the first one succeeded.
+pub const STARTS_WITH_FAILURE: &str = "starts_with_failure";
+/// S1: failed requests before the first success, all pods together.
+pub const FAILURES_BEFORE_SUCCESS: &str = "failures_before_success";
+/// S1: the application's first line → its first answer, ms.
+pub const FIRST_EGRESS: &str = "first_egress_ms";
+/// S1: the pod is asked for → its application's first answer, ms.
+pub const ASKED_TO_ANSWERED: &str = "asked_to_answered_ms";
+
+/// S2: init containers that asked a server.
+pub const INITS: &str = "inits";
+/// S2: of which were answered.
+pub const INITS_ANSWERED: &str = "inits_answered";
+
+/// S3: Jobs whose application ended.
+pub const JOBS: &str = "jobs";
+/// S3: of which ended, too.
+pub const JOBS_ENDED: &str = "jobs_ended";
+/// S3: of which ended with the application's exit code, as complete or failed accordingly.
+pub const EXIT_CODES_KEPT: &str = "exit_codes_kept";
+/// S3: the application ends → its Job has ended, ms.
+pub const TERMINAL: &str = "terminal_ms";
+
+/// S4: requests to the pods of which one was deleted.
+pub const INGRESS: &str = "ingress_requests";
+pub const INGRESS_FAILED: &str = "ingress_failed";
+/// S4: requests that the deleted pod made before its application ended.
+pub const EGRESS: &str = "egress_requests";
+pub const EGRESS_FAILED: &str = "egress_failed";
+/// S4: the application's end → the proxy's, ms; negative where the proxy ended first.
+pub const PROXY_OUTLIVED: &str = "proxy_outlived_ms";
+
+/// S6: containers in `kubectl get pods`, of an application with one.
+pub const CONTAINERS_SHOWN: &str = "containers_shown";
+/// S6: 1 if `kubectl logs` shows the application's log unasked, else 0.
+pub const LOGS_ARE_THE_APPS: &str = "logs_are_the_apps";
+
+/// U1: connections that were asked for during the upgrade.
+pub const NEW_CONNECTIONS: &str = "new_connections";
+pub const NEW_CONNECTIONS_FAILED: &str = "new_connections_failed";
+/// U1: connections that were open before it.
+pub const LONG_LIVED: &str = "long_lived";
+pub const LONG_LIVED_RESET: &str = "long_lived_reset";
+/// U1, I8: applications that were started again.
+pub const APPS_RESTARTED: &str = "apps_restarted";
+/// U1: from the order to its completion, s.
+pub const UPGRADE_WALL: &str = "upgrade_s";
+
+/// I8: proxies that the kernel killed for want of memory.
+pub const PROXIES_KILLED: &str = "proxies_killed";

@@ -32,6 +32,39 @@ pub struct Machine {
     pub binaries: BTreeMap<String, String>,
     pub pressure_before: Pressure,
     pub pressure_after: Pressure,
+    /// Where nodes and pods are Kubernetes'; what stands above is then of the first node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<Kubernetes>,
+}
+
+/// A Kubernetes cluster.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Kubernetes {
+    /// "v1.36.2".
+    pub version: String,
+    /// Those that took part, in the order in which scenarios count them.
+    pub nodes: Vec<KubernetesNode>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KubernetesNode {
+    pub name: String,
+    pub kernel: String,
+    pub cpu: String,
+    pub cores: u32,
+    pub memory_mib: u64,
+    pub cgroup_layout: String,
+    /// "containerd://2.1.9".
+    pub runtime: String,
+    /// "Debian GNU/Linux 12 (bookworm)".
+    pub system: String,
+    /// The node that is the same machine, as where nodes are containers themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same_machine_as: Option<String>,
+    /// Its instants are known to within so much of another machine's; 0 on one machine.
+    pub clock_uncertainty_us: f64,
 }
 
 /// /proc/pressure, `avg10` of each file.
@@ -80,6 +113,21 @@ impl Machine {
             .filter(|(_, mine, theirs)| mine != theirs)
             .map(|(what, mine, theirs)| format!("{what}: {mine} against {theirs}"))
             .collect();
+        let made_of = |machine: &Machine| match &machine.kubernetes {
+            Some(kubernetes) => format!(
+                "Kubernetes {} with {} nodes",
+                kubernetes.version,
+                kubernetes.nodes.len()
+            ),
+            None => "network namespaces".to_string(),
+        };
+        if made_of(self) != made_of(other) {
+            found.push(format!(
+                "nodes and pods: {} against {}",
+                made_of(self),
+                made_of(other)
+            ));
+        }
         if self.cores != other.cores {
             found.push(format!("cores: {} against {}", self.cores, other.cores));
         }

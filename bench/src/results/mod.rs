@@ -28,7 +28,7 @@ pub use analysis::{
     Proportion, Slowdown, SlowdownPoint, Spread, Verdict, VoidShare,
 };
 pub use file::{FileError, read, schema, schema_text, write};
-pub use machine::{Machine, Pressure, PressureLine};
+pub use machine::{Kubernetes, KubernetesNode, Machine, Pressure, PressureLine};
 pub use scenario::{Better, Block, Compare, HEADLINE_LOAD, Kind, Metric, Scenario, Source};
 pub use trial::{
     Histogram, HistogramError, Histograms, LoadCounts, Point, Stage, Timeline, Trial, Void,

@@ -97,6 +97,7 @@ fn machine() -> Machine {
             .into(),
         pressure_before: pressure(0.31),
         pressure_after: pressure(12.4),
+        kubernetes: None,
     }
 }
 

@@ -3,13 +3,12 @@
 //! Results are written after every block, by rename, so that whatever ends a run
 //! ends it with all finished blocks on disk.
 
+use super::ground::{Ground, Prepared};
 use super::machine;
 use super::parity;
-use super::preflight::{Binaries, Refusal};
+use super::preflight::Refusal;
 use super::{Interrupt, Interrupted, Plan, Progress};
-use crate::arm::Arm;
-use crate::cluster::{self, Layout};
-use crate::doctor;
+use crate::cluster;
 use crate::results::{self, Block, Results, SCHEMA, Scenario};
 use crate::scenario::{Beds, Experiment, Failure, Id, Lab, Visit, experiments};
 use std::path::{Path, PathBuf};
@@ -20,6 +19,8 @@ use std::time::{Duration, Instant};
 pub struct Options {
     /// What is to be done.
     pub plan: Plan,
+    /// What it is done on.
+    pub ground: Ground,
     /// Where the files go.
     pub out: PathBuf,
     /// Whether binaries without optimisation are let through.
@@ -84,17 +85,8 @@ pub enum RunError {
 /// Runs a plan. An error means that nothing was measured; a run that ended early
 /// says so in what it returns.
 pub fn run(options: &Options) -> Result<Finished, RunError> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(RunError::NotRoot);
-    }
     let plan = &options.plan;
-    let binaries = Binaries::inspect(cluster::binary, &plan.arms)?;
-    let mut notes = binaries.check(&plan.arms, options.allow_debug)?;
-    let claims_nothing = !notes.is_empty();
-    if let Some(problem) = problem(&plan.arms) {
-        return Err(RunError::Machine(problem));
-    }
-    let layout = Layout::detect()?;
+    let binaries = options.ground.examine(options)?;
     std::fs::create_dir_all(&options.out).map_err(|source| RunError::Out {
         path: options.out.clone(),
         source,
@@ -112,12 +104,19 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
         }
     }
     let interrupt = Interrupt::listen().map_err(RunError::Signals)?;
+    let Prepared {
+        site,
+        kube,
+        binaries,
+        machine,
+        mut notes,
+        claims_nothing,
+    } = options.ground.prepare(options, binaries, &interrupt)?;
     if plan.profile == results::Profile::Smoke {
         notes.push("A smoke run shows that everything works; it claims nothing.".to_owned());
     }
 
     let started = Instant::now();
-    let machine = machine::fingerprint(&binaries, layout.describe());
     let tls_suite = machine.tls_suite.clone();
     let mut results = Results {
         schema: SCHEMA.to_owned(),
@@ -132,7 +131,7 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
             plan.profile
         },
         seed: plan.seed,
-        cluster: "netns".to_owned(),
+        cluster: options.ground.name().to_owned(),
         command: options.command.clone(),
         machine,
         arms: parity::arms(&plan.arms, &binaries, &[]),
@@ -155,6 +154,8 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
         interrupt: &interrupt,
         progress: &progress,
         started,
+        site: site.as_ref(),
+        kube: kube.as_ref(),
         beds: &beds,
     };
     let file = options.out.join("results.json");
@@ -174,12 +175,18 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
     progress.doing("removing the clusters");
     let given = beds.parity();
     beds.keep_only(&[]);
+    if let Some(kube) = &kube {
+        results.machine.scheduler = kube.generator_class().to_owned();
+        kube.remove();
+    }
     progress.finish();
 
     results.arms = parity::arms(&plan.arms, &binaries, &given);
     results.parity = parity::rows(&plan.arms, &binaries, &given, &tls_suite);
     results.interrupted = ended_early.as_ref().map(ToString::to_string);
-    results.machine.pressure_after = machine::pressure();
+    if kube.is_none() {
+        results.machine.pressure_after = machine::pressure();
+    }
     results.duration_s = started.elapsed().as_secs_f64();
     let order = |id: &str| Id::ALL.iter().position(|known| known.name() == id);
     results
@@ -190,20 +197,6 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
         out: options.out.clone(),
         ended_early,
     })
-}
-
-/// The first thing that this machine lacks for these arms, as one line.
-fn problem(arms: &[Arm]) -> Option<String> {
-    let matters = |check: &doctor::Check| match check.name {
-        "eBPF" => arms.contains(&Arm::Agent),
-        // The binaries have been asked already.
-        name => !name.starts_with("duet-"),
-    };
-    doctor::examine()
-        .into_iter()
-        .filter(matters)
-        .find(|check| check.status == doctor::Status::Problem)
-        .map(|check| format!("{}: {}: {}", check.name, check.detail, check.remedy))
 }
 
 /// How long a plan takes, about.
@@ -321,7 +314,7 @@ fn ask(
             };
             let visited = match experiment.visit(lab, visit) {
                 // Nothing was measured, so there is nothing that could be hidden.
-                Err(failure @ Failure::Generator { .. }) => {
+                Err(failure) if failure.measured_nothing() => {
                     lab.progress.line(&format!("once more: {failure}"));
                     experiment.visit(lab, visit)
                 }

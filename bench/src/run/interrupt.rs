@@ -77,6 +77,12 @@ impl Interrupt {
         self.wait_for(until, || None::<()>).map(|_| ())
     }
 
+    /// Sleeps until an instant on CLOCK_MONOTONIC, in ns, unless interrupted.
+    pub fn sleep_until(&self, instant_ns: u64) -> Result<(), Interrupted> {
+        let left = instant_ns.saturating_sub(cluster::monotonic_ns());
+        self.sleep(Duration::from_nanos(left))
+    }
+
     /// Asks `done` again and again until it has something, `until` has come or
     /// the run is interrupted.
     pub fn wait_for<T>(

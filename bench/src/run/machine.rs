@@ -23,7 +23,7 @@ pub fn fingerprint(binaries: &Binaries, cgroup_layout: &str) -> Machine {
             / 1024,
         cgroup_layout: cgroup_layout.to_owned(),
         congestion_control: crate::cluster::CONGESTION_CONTROL.to_owned(),
-        scheduler: crate::scenario::GENERATOR_CLASS.to_owned(),
+        scheduler: crate::cluster::GENERATOR_CLASS.to_owned(),
         governor: fs::read_to_string("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
             .ok()
             .map(|text| text.trim().to_owned()),
@@ -32,6 +32,7 @@ pub fn fingerprint(binaries: &Binaries, cgroup_layout: &str) -> Machine {
         binaries: binaries.digests.clone(),
         pressure_before: pressure(),
         pressure_after: Pressure::default(),
+        kubernetes: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod execute;
 pub mod gates;
+mod ground;
 mod interrupt;
 mod machine;
 mod parity;
@@ -10,6 +11,7 @@ mod preflight;
 mod progress;
 
 pub use execute::{Finished, Options, RunError, estimate, run};
+pub use ground::{Ground, KubeOptions};
 pub use interrupt::{EXIT_CODE as INTERRUPTED_EXIT_CODE, Interrupt, Interrupted};
 pub use plan::{Pace, Plan};
 pub use preflight::{Binaries, Build, Refusal};

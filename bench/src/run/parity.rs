@@ -2,7 +2,7 @@
 
 use super::preflight::Binaries;
 use crate::arm::Arm;
-use crate::results::{self, Limits, ParityRow};
+use crate::results::{self, ParityRow};
 use crate::scenario::{Parity, Shape};
 
 const NOT_APPLICABLE: &str = "–";
@@ -20,25 +20,13 @@ pub fn arms(arms: &[Arm], binaries: &Binaries, given: &[Parity]) -> Vec<results:
                 copy_of: arm.copy_of().map(|copied| copied.name().to_owned()),
                 core_fingerprint: build.map(|build| build.core.clone()),
                 opt_level: build.map(|build| build.opt_level.clone()),
-                workers: bed.filter(|_| arm.meshed()).and_then(|bed| bed.workers),
-                limits: bed.and_then(limits),
+                workers: bed
+                    .filter(|_| arm.meshed())
+                    .and_then(|bed| bed.given.workers),
+                limits: bed.and_then(|bed| bed.given.limits.clone()),
             }
         })
         .collect()
-}
-
-fn limits(given: &Parity) -> Option<Limits> {
-    let limits = given.shape.limits();
-    let proxies = given.proxies;
-    let cpu = f64::from(limits.proxy_cpu_millis(proxies)?);
-    let memory = limits.proxy_memory(proxies)? as f64 / 1_048_576.0;
-    (proxies > 0).then(|| Limits {
-        proxies,
-        cpu_millicores_each: cpu,
-        cpu_millicores_sum: cpu * f64::from(proxies),
-        memory_mib_each: memory,
-        memory_mib_sum: memory * f64::from(proxies),
-    })
 }
 
 /// The table.
@@ -86,7 +74,7 @@ pub fn rows(
         rows.push(row(
             label("worker threads per node"),
             arms.iter()
-                .map(|arm| Some(bed(*arm)?.workers?.to_string()))
+                .map(|arm| Some(bed(*arm)?.given.workers?.to_string()))
                 .collect(),
             Some(
                 "each proxy has at least one thread, so many small proxies have more; the limit on \
@@ -97,13 +85,13 @@ pub fn rows(
         let labels: Vec<&'static str> = arms
             .iter()
             .find_map(|arm| bed(*arm))
-            .map(|one| one.rows.iter().map(|row| row.label).collect())
+            .map(|one| one.given.rows.iter().map(|row| row.label).collect())
             .unwrap_or_default();
         for (at, what) in labels.into_iter().enumerate() {
             rows.push(row(
                 label(what),
                 arms.iter()
-                    .map(|arm| Some(bed(*arm)?.rows.get(at)?.sum.clone()))
+                    .map(|arm| Some(bed(*arm)?.given.rows.get(at)?.sum.clone()))
                     .collect(),
                 None,
             ));

@@ -27,6 +27,8 @@ pub struct Plan {
     pub scenarios: Vec<Id>,
     /// How much of each.
     pub pace: Pace,
+    /// Nodes have a kubelet: pods take seconds to come and go.
+    pub kubelet: bool,
 }
 
 /// How much of everything a profile does.
@@ -69,6 +71,12 @@ pub struct Pace {
     pub injections: u32,
     /// F1's window: one second of it passes before the kill.
     pub fault_window: Duration,
+    /// Blocks of S1 to S6, I8 and U1.
+    pub life_blocks: u32,
+    /// Pods that S1 and S2 start at once.
+    pub starts: u32,
+    /// Whether S3 waits for a CronJob's next minute.
+    pub cron: bool,
 }
 
 /// A search for capacity: the highest rate with p99 within the objective, at
@@ -110,6 +118,9 @@ impl Pace {
                 fault_pods: 4,
                 injections: 1,
                 fault_window: ms(3_200),
+                life_blocks: 1,
+                starts: 2,
+                cron: false,
             },
             Profile::Quick => Self {
                 blocks: MIN_BLOCKS as u32,
@@ -134,6 +145,9 @@ impl Pace {
                 fault_pods: 8,
                 injections: 4,
                 fault_window: ms(3_200),
+                life_blocks: 3,
+                starts: 3,
+                cron: true,
             },
             Profile::Full => Self {
                 blocks: 12,
@@ -158,12 +172,61 @@ impl Pace {
                 fault_pods: 12,
                 injections: 10,
                 fault_window: ms(8_000),
+                life_blocks: 6,
+                starts: 5,
+                cron: true,
+            },
+        }
+    }
+}
+
+impl Pace {
+    /// Of a profile where nodes have a kubelet. It notices a death at its next look,
+    /// up to a second later, and then starts a container, so faults are watched for
+    /// longer; and a pod more costs seconds, so there are fewer sizes.
+    pub fn with_kubelet(profile: Profile) -> Self {
+        let ms = Duration::from_millis;
+        let pace = Self::of(profile);
+        match profile {
+            Profile::Smoke => Self {
+                fault_window: ms(8_000),
+                ..pace
+            },
+            Profile::Quick => Self {
+                pods: &[1, 8],
+                aggression: &[0, 8],
+                injections: 3,
+                fault_window: ms(10_000),
+                ..pace
+            },
+            Profile::Full => Self {
+                fault_window: ms(15_000),
+                ..pace
             },
         }
     }
 }
 
 impl Plan {
+    /// How long beds take to stand, about.
+    pub fn building(&self, beds: usize) -> Duration {
+        if self.kubelet {
+            // All of them at once.
+            Duration::from_secs(8)
+        } else {
+            Duration::from_millis(1_500) * beds as u32
+        }
+    }
+
+    /// How long it takes to put a fresh proxy where one was killed, about.
+    pub fn renewing(&self) -> Duration {
+        if self.kubelet {
+            Duration::from_secs(8)
+        } else {
+            Duration::ZERO
+        }
+    }
+
     /// The arms of a block in the order in which they run.
     pub fn order(&self, scenario: Id, block: u32, arms: &[Arm]) -> Vec<Arm> {
         let mut order = arms.to_vec();
@@ -201,6 +264,7 @@ impl Plan {
             Id::R1 => self.pace.memory_blocks,
             Id::F5 | Id::X1 => self.pace.counting_blocks,
             Id::F1 => self.pace.injections,
+            Id::I8 | Id::S1 | Id::S2 | Id::S3 | Id::S4 | Id::S6 | Id::U1 => self.pace.life_blocks,
         }
     }
 
@@ -231,6 +295,7 @@ mod tests {
             arms: Arm::ALL.to_vec(),
             scenarios: Id::ALL.to_vec(),
             pace: Pace::of(Profile::Quick),
+            kubelet: false,
         }
     }
 

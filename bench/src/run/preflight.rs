@@ -5,7 +5,9 @@
 //! been built without optimisation.
 
 use crate::arm::Arm;
+use crate::attend::protocol::Hello;
 use crate::cluster::ClusterError;
+use crate::cluster::kube::preflight::Programs;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -59,6 +61,33 @@ pub enum Refusal {
         b: String,
         /// and its.
         b_core: String,
+    },
+    /// A cluster's programs are not of one make.
+    #[error(
+        "{a} has core {a_core}, {b} has core {b_core}: the arms would differ in more than placement; \
+         make all images with one `deploy/images/build` and put them where the nodes find them"
+    )]
+    Images {
+        /// One program,
+        a: String,
+        /// and its core;
+        a_core: String,
+        /// the other,
+        b: String,
+        /// and its.
+        b_core: String,
+    },
+    /// The image is not of this program's version.
+    #[error(
+        "image {image} is duet-bench {theirs}, this is {ours}: name one of the same version with --image"
+    )]
+    ImageVersion {
+        /// Which.
+        image: String,
+        /// What it says.
+        theirs: String,
+        /// What this is.
+        ours: &'static str,
     },
     /// Built without optimisation.
     #[error(
@@ -150,15 +179,72 @@ impl Binaries {
                 b_core: second.core.clone(),
             });
         }
+        let own = (duet_core::OPT_LEVEL == "0").then_some("duet-bench");
+        self.optimised(own, allow_debug)
+    }
+
+    /// What the programs of a cluster say of themselves, and the generator's image.
+    pub fn of_cluster(programs: &Programs, bench: &Hello) -> Result<Self, Refusal> {
+        let mut found = Self {
+            builds: BTreeMap::new(),
+            digests: programs.digests.clone(),
+        };
+        for (name, line) in &programs.lines {
+            let build = Build::parse(line).ok_or_else(|| Refusal::Unusable {
+                path: PathBuf::from(name),
+                problem: format!("--version says {line:?}"),
+            })?;
+            found.builds.insert(name.clone(), build);
+        }
+        let generator = Build {
+            version: bench.version.clone(),
+            core: bench.core.clone(),
+            opt_level: bench.opt_level.clone(),
+        };
+        found.builds.insert("duet-bench".to_owned(), generator);
+        found
+            .digests
+            .insert("duet-bench".to_owned(), bench.digest.clone());
+        Ok(found)
+    }
+
+    /// The same for a cluster: everything in it has to be of one make. With
+    /// `allow_debug`, what is no proxy may be of another, and a note says so.
+    pub fn check_cluster(&self, allow_debug: bool) -> Result<Vec<String>, Refusal> {
+        let is_proxy =
+            |name: &str| name.starts_with("duet-agent") || name.starts_with("duet-sidecar");
+        let mut proxies_first: Vec<(&String, &Build)> = self.builds.iter().collect();
+        proxies_first.sort_by_key(|(name, _)| !is_proxy(name));
+        let mut builds = proxies_first.into_iter();
+        let mut notes = Vec::new();
+        if let Some((a, first)) = builds.next() {
+            for (b, second) in builds.filter(|(_, build)| build.core != first.core) {
+                if is_proxy(b) || !allow_debug {
+                    return Err(Refusal::Images {
+                        a: a.clone(),
+                        a_core: first.core.clone(),
+                        b: b.clone(),
+                        b_core: second.core.clone(),
+                    });
+                }
+                notes.push(format!(
+                    "{b} has core {}, the proxies have {}: nothing may be claimed",
+                    second.core, first.core
+                ));
+            }
+        }
+        notes.extend(self.optimised(None, allow_debug)?);
+        Ok(notes)
+    }
+
+    fn optimised(&self, also: Option<&str>, allow_debug: bool) -> Result<Vec<String>, Refusal> {
         let mut slow: Vec<&str> = self
             .builds
             .iter()
             .filter(|(_, build)| !build.optimised())
             .map(|(name, _)| name.as_str())
             .collect();
-        if duet_core::OPT_LEVEL == "0" {
-            slow.push("duet-bench");
-        }
+        slow.extend(also);
         match slow.first() {
             None => Ok(Vec::new()),
             Some(_) if allow_debug => Ok(vec![format!(
@@ -233,6 +319,45 @@ mod tests {
             Err(Refusal::Debug { .. })
         ));
         assert_eq!(slow.check(&Arm::ALL, true).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_cluster_is_of_one_make() {
+        let bench = |core: &str| Hello {
+            version: "0.1.0".to_owned(),
+            core: core.to_owned(),
+            opt_level: "3".to_owned(),
+            boot: String::new(),
+            kernel: String::new(),
+            cpu: String::new(),
+            cores: 1,
+            memory_mib: 1,
+            cgroups: None,
+            congestion_control: String::new(),
+            digest: "0ab".to_owned(),
+        };
+        let mut programs = Programs::default();
+        for name in ["duet-agent", "duet-control"] {
+            let line = format!("{name} 0.1.0 core=aa opt=3");
+            programs.lines.insert(name.to_owned(), line);
+        }
+        let same = Binaries::of_cluster(&programs, &bench("aa")).expect("builds");
+        assert_eq!(same.check_cluster(false).unwrap(), Vec::<String>::new());
+        assert_eq!(same.digests["duet-bench"], "0ab");
+        let other = Binaries::of_cluster(&programs, &bench("bb")).expect("builds");
+        let error = other.check_cluster(false).unwrap_err();
+        assert!(matches!(error, Refusal::Images { .. }), "{error}");
+        assert_eq!(other.check_cluster(true).unwrap().len(), 1);
+        let sidecar = "duet-sidecar 0.1.0 core=cc opt=3";
+        programs
+            .lines
+            .insert("duet-sidecar".to_owned(), sidecar.to_owned());
+        let mixed = Binaries::of_cluster(&programs, &bench("aa")).expect("builds");
+        assert!(mixed.check_cluster(true).is_err(), "proxies differ");
+        programs
+            .lines
+            .insert("duet-sidecar".to_owned(), "no".to_owned());
+        assert!(Binaries::of_cluster(&programs, &bench("aa")).is_err());
     }
 
     #[test]

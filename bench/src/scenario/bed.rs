@@ -6,13 +6,10 @@
 //! machine is in the same state for each.
 
 use super::{Failure, Lab};
-use crate::accounting::BpfPrograms;
 use crate::arm::Arm;
-use crate::cluster::{
-    BPFFS, Endpoint, Limits, NetnsCluster, ParityRow, Part, PodSpec, ProcessHandle, Proxy,
-    ServiceSpec, Spawn,
-};
+use crate::cluster::{Cluster, Given, Limits, PodSpec, ServiceSpec, Wish};
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -32,8 +29,6 @@ pub enum Shape {
 
 /// The port behind every service.
 const APP_PORT: u16 = 8080;
-/// How long an application takes to listen, at most.
-const APP_START: Duration = Duration::from_secs(10);
 
 /// Cores of all proxies of a node in shapes that are not about scarcity.
 const AMPLE_MILLIS: u32 = 2000;
@@ -78,6 +73,27 @@ impl Shape {
             Self::Neighbours => "noisy neighbour",
             Self::Fleet(_) => "faults and keys",
             Self::Wire => "plaintext",
+        }
+    }
+
+    /// The cluster of this shape for an arm.
+    fn wish(self, arm: Arm) -> Wish {
+        let services = self.servers().iter().map(|name| {
+            ServiceSpec::new(*name)
+                .port_as(80, APP_PORT, "http")
+                .port_as(81, APP_PORT, "kubernetes.io/h2c")
+                .port_as(82, APP_PORT, "grpc")
+                .pods([*name])
+        });
+        let servers = self.servers().iter();
+        Wish {
+            name: arm.name().to_owned(),
+            placement: arm.placement(),
+            classic: arm == Arm::ClassicSidecar,
+            limits: self.limits(),
+            pods: self.pods(),
+            services: services.collect(),
+            servers: servers.map(|name| ((*name).to_owned(), APP_PORT)).collect(),
         }
     }
 
@@ -131,46 +147,42 @@ pub struct Bed {
     /// Whose.
     pub arm: Arm,
     /// The cluster.
-    pub cluster: NetnsCluster,
+    pub cluster: Box<dyn Cluster>,
     /// How long it took to stand.
     pub took: Duration,
-    // Dropped before the cluster, which would end them anyway.
-    _apps: Vec<ProcessHandle>,
 }
 
 impl Bed {
     /// Builds a cluster and starts its applications.
     pub fn build(lab: &Lab<'_>, shape: Shape, arm: Arm) -> Result<Self, Failure> {
+        let mut built = Self::build_all(lab, shape, &[arm])?;
+        built
+            .pop()
+            .ok_or_else(|| Failure::Capacity("no cluster was built".to_owned()))
+    }
+
+    /// The same for several arms, at once where that is quicker.
+    fn build_all(lab: &Lab<'_>, shape: Shape, arms: &[Arm]) -> Result<Vec<Self>, Failure> {
         let started = Instant::now();
         lab.interrupt.check()?;
-        lab.progress
-            .doing(&format!("building a cluster for {arm} ({})", shape.title()));
-        let cluster = NetnsCluster::builder(arm.placement())
-            .name(arm.name())
-            .limits(shape.limits())
-            .pods(shape.pods())
-            .services(shape.servers().iter().map(|name| {
-                ServiceSpec::new(*name)
-                    .port_as(80, APP_PORT, "http")
-                    .port_as(81, APP_PORT, "kubernetes.io/h2c")
-                    .port_as(82, APP_PORT, "grpc")
-                    .pods([*name])
-            }))
-            .start()?;
-        let apps = shape
-            .servers()
+        let names: Vec<&str> = arms.iter().map(|arm| arm.name()).collect();
+        lab.progress.doing(&format!(
+            "building a cluster for {} ({})",
+            names.join(", "),
+            shape.title()
+        ));
+        let wishes: Vec<Wish> = arms.iter().map(|arm| shape.wish(*arm)).collect();
+        let built = lab.site.build_all(&wishes)?;
+        let took = started.elapsed();
+        Ok(arms
             .iter()
-            .map(|pod| serve(&cluster, pod))
-            .collect::<Result<Vec<_>, _>>()?;
-        for (pod, app) in shape.servers().iter().zip(&apps) {
-            await_app(lab, pod, app)?;
-        }
-        Ok(Self {
-            arm,
-            cluster,
-            took: started.elapsed(),
-            _apps: apps,
-        })
+            .zip(built)
+            .map(|(arm, cluster)| Self {
+                arm: *arm,
+                cluster,
+                took,
+            })
+            .collect())
     }
 
     /// The address of a service, for a protocol as the generator names it.
@@ -180,52 +192,17 @@ impl Bed {
             "grpc" => 82,
             _ => 80,
         };
-        let address = self.cluster.service(service)?.v4;
-        Ok(format!("http://{address}:{port}{path}"))
-    }
-
-    /// The proxies of a node.
-    pub fn proxies_on(&self, node: u32) -> Vec<Proxy> {
-        self.cluster
-            .proxies()
-            .into_iter()
-            .filter(|proxy| proxy.node == node)
-            .collect()
-    }
-
-    /// Quota periods in which the generators of a pod were held back. There is
-    /// no quota on them; this shows it.
-    pub fn generator_throttled(&self, pod: &str) -> Result<u64, Failure> {
-        let cgroup = self.cluster.pod(pod)?.part(Part::Load);
-        Ok(cgroup.cpu()?.throttled_periods)
-    }
-
-    /// The kernel programs of all agents of this bed.
-    pub fn bpf_programs(&self) -> BpfPrograms {
-        if self.arm != Arm::Agent {
-            return BpfPrograms::default();
-        }
-        let versions = self.cluster.nodes().into_iter().flat_map(|node| {
-            let base = format!("{BPFFS}/duet-{}-{}", self.cluster.id(), node.name);
-            std::fs::read_dir(base).into_iter().flatten().flatten()
-        });
-        BpfPrograms::behind_links(
-            versions.flat_map(|version| ["links", "pods"].map(|kind| version.path().join(kind))),
-        )
+        let address = SocketAddr::new(self.cluster.address(service)?, port);
+        Ok(format!("http://{address}{path}"))
     }
 
     /// What the parity table says of node 1.
-    pub fn parity(&self, shape: Shape) -> Parity {
-        let proxies = self.proxies_on(1);
-        Parity {
+    pub fn parity(&self, shape: Shape) -> Result<Parity, Failure> {
+        Ok(Parity {
             arm: self.arm,
             shape,
-            proxies: proxies.len() as u32,
-            workers: proxies.iter().map(workers).sum(),
-            rows: shape
-                .limits()
-                .parity(self.arm.placement(), shape.meshed_pods()),
-        }
+            given: self.cluster.given(1)?,
+        })
     }
 }
 
@@ -236,58 +213,8 @@ pub struct Parity {
     pub arm: Arm,
     /// In which bed.
     pub shape: Shape,
-    /// Proxies of the node.
-    pub proxies: u32,
-    /// Worker threads of all of them, as they say themselves.
-    pub workers: Option<u32>,
-    /// Limits.
-    pub rows: Vec<ParityRow>,
-}
-
-fn workers(proxy: &Proxy) -> Option<u32> {
-    let (_, metrics) = proxy.get(Endpoint::Metrics, "/metrics").ok()?;
-    metrics
-        .lines()
-        .filter(|line| line.starts_with("duet_workers"))
-        .find_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-        .map(|workers| workers as u32)
-}
-
-fn serve(cluster: &NetnsCluster, pod: &str) -> Result<ProcessHandle, Failure> {
-    let program = std::env::current_exe().map_err(Failure::OwnPath)?;
-    let port = APP_PORT.to_string();
-    Ok(cluster.spawn(
-        Spawn::in_pod(pod, Part::App, program)
-            .args(["serve", "--http", &port, "--pod", pod])
-            .name(format!("{pod}.serve"))
-            .split_output(),
-    )?)
-}
-
-fn await_app(lab: &Lab<'_>, pod: &str, app: &ProcessHandle) -> Result<(), Failure> {
-    let problem = |problem: String| Failure::Pod {
-        pod: pod.to_owned(),
-        problem,
-    };
-    let listening = lab.interrupt.wait_for(Instant::now() + APP_START, || {
-        match app.try_wait() {
-            Ok(None) => {}
-            Ok(Some(_)) | Err(_) => return Some(false),
-        }
-        app.stdout_text()
-            .is_ok_and(|said| said.contains("serving"))
-            .then_some(true)
-    })?;
-    match listening {
-        Some(true) => Ok(()),
-        Some(false) => Err(problem(format!(
-            "the application ended: {}",
-            app.stderr_text().unwrap_or_default().trim()
-        ))),
-        None => Err(problem(format!(
-            "the application does not listen after {APP_START:?}"
-        ))),
-    }
+    /// What its proxies were given.
+    pub given: Given,
 }
 
 /// The beds that are standing.
@@ -300,19 +227,41 @@ pub struct Beds {
 impl Beds {
     /// The bed of that shape and arm; built if it does not stand yet.
     pub fn get(&self, lab: &Lab<'_>, shape: Shape, arm: Arm) -> Result<Rc<Bed>, Failure> {
-        let found = self
-            .standing
+        let mut beds = self.stand(lab, shape, &[arm])?;
+        beds.pop()
+            .ok_or_else(|| Failure::Capacity("no cluster stands".to_owned()))
+    }
+
+    /// The beds of that shape of all these arms; those that do not stand yet are built.
+    pub fn stand(
+        &self,
+        lab: &Lab<'_>,
+        shape: Shape,
+        arms: &[Arm],
+    ) -> Result<Vec<Rc<Bed>>, Failure> {
+        let missing: Vec<Arm> = arms
+            .iter()
+            .copied()
+            .filter(|arm| self.standing(shape, *arm).is_none())
+            .collect();
+        if !missing.is_empty() {
+            for bed in Bed::build_all(lab, shape, &missing)? {
+                self.parity.borrow_mut().push(bed.parity(shape)?);
+                self.standing.borrow_mut().push((shape, Rc::new(bed)));
+            }
+        }
+        Ok(arms
+            .iter()
+            .filter_map(|arm| self.standing(shape, *arm))
+            .collect())
+    }
+
+    fn standing(&self, shape: Shape, arm: Arm) -> Option<Rc<Bed>> {
+        self.standing
             .borrow()
             .iter()
             .find(|(standing, bed)| *standing == shape && bed.arm == arm)
-            .map(|(_, bed)| bed.clone());
-        if let Some(bed) = found {
-            return Ok(bed);
-        }
-        let bed = Rc::new(Bed::build(lab, shape, arm)?);
-        self.parity.borrow_mut().push(bed.parity(shape));
-        self.standing.borrow_mut().push((shape, bed.clone()));
-        Ok(bed)
+            .map(|(_, bed)| bed.clone())
     }
 
     /// Removes all beds but those of these shapes.

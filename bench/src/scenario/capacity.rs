@@ -29,7 +29,7 @@ pub fn find(lab: &Lab<'_>, bed: &Bed, drive: &Drive, probe: Probe) -> Result<f64
         step.seed = seed;
         step.warmup = probe.warmup;
         step.window = probe.step;
-        let report = step.run(&bed.cluster, lab.interrupt)?;
+        let report = step.run(bed, lab.interrupt)?;
         let p99 = report
             .histograms
             .response

@@ -8,13 +8,14 @@ use super::drive::Drive;
 use super::meter;
 use super::steady::{BPF_STATS_NOTE, PATH};
 use super::{Experiment, Failure, Id, Lab, Visit};
-use crate::accounting::{Baseline, BpfStats, MachineCpu};
+use crate::accounting::Baseline;
 use crate::arm::Arm;
 use crate::results::{Kind, Metric, Point, Stage, Trial, keys};
 use crate::run::Plan;
 use crate::run::gates::Losses;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 /// New connections per second: enough for a p90, far below what any arm can do.
@@ -24,7 +25,7 @@ const BASELINE: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub struct Connections {
     baseline: Baseline,
-    bpf_stats: Option<BpfStats>,
+    bpf_stats: Option<Box<dyn Debug>>,
 }
 
 impl Experiment for Connections {
@@ -71,14 +72,9 @@ impl Experiment for Connections {
     }
 
     fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        for arm in arms {
-            lab.bed(Shape::Pair, *arm)?;
-        }
-        let before = MachineCpu::read()?;
-        let began = Instant::now();
-        lab.interrupt.sleep(BASELINE)?;
-        self.baseline = Baseline::since(before, began)?;
-        self.bpf_stats = BpfStats::enable().ok();
+        lab.stand(Shape::Pair, arms)?;
+        self.baseline = lab.baseline(BASELINE)?;
+        self.bpf_stats = lab.site.bpf_stats().ok();
         Ok(())
     }
 
@@ -113,8 +109,8 @@ impl Experiment for Connections {
         drive.seed = lab.plan.schedule(Id::L2, visit.block, "");
         drive.warmup = lab.plan.pace.warmup;
         drive.window = lab.plan.pace.connect_window;
-        let generator = drive.start(&bed.cluster, Drive::appointment(drive.warmup))?;
-        let (report, used) = meter::measure(lab, &bed, generator)?;
+        let generator = drive.start(&bed, Drive::appointment(&bed, drive.warmup))?;
+        let (report, used) = meter::measure(lab, generator)?;
         let point = Point::only();
         let mut trial = meter::trial(lab, &bed, point, began, &report, &used, Losses::Void);
         let completed = report.completed as f64;

@@ -6,13 +6,12 @@
 //! another marker at the same time: if that one is not seen, the trial is void.
 
 use super::bed::Shape;
-use super::drive::{self, Drive};
+use super::drive::Drive;
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
 use crate::arm::Arm;
 use crate::cluster::{CaptureReport, Restart};
 use crate::results::{Kind, Metric, Point, Trial, Void, keys};
 use crate::run::Plan;
-use nix::sys::signal::Signal;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -22,7 +21,6 @@ const RATE: f64 = 50.0;
 const WINDOW: Duration = Duration::from_millis(1_000);
 /// How long a killed proxy may take to be gone.
 const GONE: Duration = Duration::from_secs(5);
-const NODES: [u32; 2] = [1, 2];
 
 pub struct FailClosed;
 
@@ -81,17 +79,15 @@ impl Experiment for FailClosed {
     }
 
     fn prepare_estimate(&self, plan: &Plan) -> Duration {
-        Duration::from_millis(1_500) * plan.arms_of(Id::F5).len() as u32
+        plan.building(plan.arms_of(Id::F5).len())
     }
 
-    fn visit_estimate(&self, _plan: &Plan) -> Duration {
-        (WINDOW + Duration::from_millis(400)) * 3
+    fn visit_estimate(&self, plan: &Plan) -> Duration {
+        (WINDOW + Duration::from_millis(400)) * 3 + plan.renewing() * 2
     }
 
     fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        for arm in arms {
-            lab.bed(Shape::Wire, *arm)?;
-        }
+        lab.stand(Shape::Wire, arms)?;
         Ok(())
     }
 
@@ -121,7 +117,7 @@ impl Experiment for FailClosed {
             };
             let outcome = watch(lab, &bed, visit, *dead);
             if let Some(proxy) = killed {
-                bed.cluster.start_proxy(&proxy)?;
+                bed.cluster.revive(&proxy)?;
             }
             trials.push((Id::F5, outcome?));
         }
@@ -131,9 +127,8 @@ impl Experiment for FailClosed {
 
 fn kill(bed: &Bed, pod: &str) -> Result<String, Failure> {
     let proxy = bed.cluster.proxy_of(pod)?.name;
-    bed.cluster
-        .kill_proxy(&proxy, Signal::SIGKILL, Restart::Never)?;
-    if bed.cluster.wait_dead(&proxy, GONE)? {
+    bed.cluster.kill(&proxy, Restart::Never)?;
+    if bed.cluster.await_death(&proxy, GONE)? {
         Ok(proxy)
     } else {
         Err(Failure::Pod {
@@ -149,22 +144,27 @@ fn watch(lab: &Lab<'_>, bed: &Bed, visit: Visit, dead: Dead) -> Result<Trial, Fa
     let purpose = format!("F5/{}/{}/{}", visit.arm, visit.block, point.label);
     let marker = format!("marker{:016x}", lab.plan.number(&purpose));
     let control = format!("control{:016x}", lab.plan.number(&purpose));
-    let begin = Drive::appointment(Duration::ZERO);
+    let begin = Drive::appointment(bed, Duration::ZERO);
     let start = |client: &str, server: &str, text: &str| {
         let path = format!("/bytes/64?{text}");
         let mut one = Drive::new(client, &bed.url(server, "http1", &path)?, RATE);
         one.fresh = true;
         one.seed = lab.plan.schedule(Id::F5, visit.block, &point.label);
         one.window = WINDOW;
-        one.start(&bed.cluster, begin)
+        one.start(bed, begin)
     };
-    let captures = NODES.map(|node| bed.cluster.capture(node, &[marker.as_bytes()]));
-    let controls = NODES.map(|node| bed.cluster.capture(node, &[control.as_bytes()]));
+    let nodes = || 1..=bed.cluster.nodes();
+    let captures: Vec<_> = nodes()
+        .map(|node| bed.cluster.capture(node, &[marker.as_bytes()]))
+        .collect();
+    let controls: Vec<_> = nodes()
+        .map(|node| bed.cluster.capture(node, &[control.as_bytes()]))
+        .collect();
     let generator = start("client", "server", &marker)?;
     let plain = start("plain-client", "plain-server", &control)?;
     let report = generator.report(lab.interrupt)?;
     plain.report(lab.interrupt)?;
-    drive::until(crate::cluster::monotonic_ns() + 50_000_000, lab.interrupt)?;
+    lab.interrupt.sleep(Duration::from_millis(50))?;
     let mut seen = CaptureReport::default();
     let mut examples = Vec::new();
     for capture in captures {

@@ -18,29 +18,53 @@ pub enum Id {
     R2,
     /// Noisy neighbour.
     I1,
+    /// The proxy runs out of memory.
+    I8,
     /// The proxy is killed.
     F1,
     /// Plaintext on the wire while the proxy is dead.
     F5,
+    /// The application connects as its first act.
+    S1,
+    /// An init container needs the network.
+    S2,
+    /// A Job ends.
+    S3,
+    /// A pod is deleted under load.
+    S4,
+    /// What a person sees.
+    S6,
+    /// The proxy is upgraded under load.
+    U1,
     /// Private keys in the proxies' memory.
     X1,
 }
 
 /// Names a scenario that there is not.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not a scenario: there are L1, L2, R1, R2, I1, F1, F5 and X1 (`duet-bench list`)")]
+#[error(
+    "{0:?} is not a scenario: there are L1, L2, R1, R2, I1, I8, F1, F5, S1, S2, S3, S4, S6, U1 and X1 \
+     (`duet-bench list`)"
+)]
 pub struct UnknownScenario(String);
 
 impl Id {
     /// All of them, in the order of the reports.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 15] = [
         Self::L1,
         Self::L2,
         Self::R1,
         Self::R2,
         Self::I1,
+        Self::I8,
         Self::F1,
         Self::F5,
+        Self::S1,
+        Self::S2,
+        Self::S3,
+        Self::S4,
+        Self::S6,
+        Self::U1,
         Self::X1,
     ];
 
@@ -52,8 +76,15 @@ impl Id {
             Self::R1 => "R1",
             Self::R2 => "R2",
             Self::I1 => "I1",
+            Self::I8 => "I8",
             Self::F1 => "F1",
             Self::F5 => "F5",
+            Self::S1 => "S1",
+            Self::S2 => "S2",
+            Self::S3 => "S3",
+            Self::S4 => "S4",
+            Self::S6 => "S6",
+            Self::U1 => "U1",
             Self::X1 => "X1",
         }
     }
@@ -66,8 +97,15 @@ impl Id {
             Self::R1 => "Idle cost by number of pods",
             Self::R2 => "Processor time per request",
             Self::I1 => "Noisy neighbour",
+            Self::I8 => "The proxy runs out of memory",
             Self::F1 => "The proxy is killed",
             Self::F5 => "Plaintext on the wire with the proxy dead",
+            Self::S1 => "The application connects as its first act",
+            Self::S2 => "An init container needs the network",
+            Self::S3 => "A Job ends",
+            Self::S4 => "A pod is deleted under load",
+            Self::S6 => "What a person sees",
+            Self::U1 => "The proxy is upgraded under load",
             Self::X1 => "Private keys in the proxies' memory",
         }
     }
@@ -82,7 +120,14 @@ impl Id {
             }
             Self::R2 => "How much processor time does the mesh take for one request?",
             Self::I1 => "How much does one service's flood slow its neighbours down?",
+            Self::I8 => "When one pod makes its proxy run out of memory, who goes down with it?",
             Self::F1 => "When a proxy dies, who notices, for how long, and what is lost?",
+            Self::S1 => "Can an application use the network from its first line on?",
+            Self::S2 => "Can an init container use the network?",
+            Self::S3 => "Does a Job end when its application does, with its exit code?",
+            Self::S4 => "What is lost when a pod is deleted under load?",
+            Self::S6 => "What does somebody see who lists the pods and reads a log?",
+            Self::U1 => "What does an upgrade of the proxy cost those that use it?",
             Self::F5 => "When a proxy is dead, does anything leave in plaintext?",
             Self::X1 => "Whose private keys does someone get who reads a proxy's memory?",
         }
@@ -96,17 +141,38 @@ impl Id {
             Self::F1 => "–",
             Self::F5 => "packet sockets",
             Self::X1 => "/proc/<pid>/mem of the proxies",
+            Self::I8 | Self::S1 | Self::S2 | Self::S3 | Self::S4 | Self::S6 | Self::U1 => {
+                "a kubelet: --cluster kube"
+            }
         }
+    }
+
+    /// Whether it needs a kubelet, and so a real cluster.
+    pub fn needs_kubelet(self) -> bool {
+        matches!(
+            self,
+            Self::I8 | Self::S1 | Self::S2 | Self::S3 | Self::S4 | Self::S6 | Self::U1
+        )
+    }
+
+    /// Whether it kills or replaces proxies that others may be using.
+    pub fn disturbs_agents(self) -> bool {
+        matches!(self, Self::R1 | Self::F1 | Self::F5 | Self::I8 | Self::U1)
     }
 
     /// Whether an arm has anything to say in it. The noise floor matters where
     /// something is timed; counts have none, and memory's is next to nothing.
     pub fn runs_in(self, arm: Arm, profile: Profile) -> bool {
+        if arm == Arm::ClassicSidecar {
+            return matches!(self, Self::S1 | Self::S2 | Self::S3 | Self::S4 | Self::S6);
+        }
         match self {
             Self::L1 | Self::L2 | Self::R2 | Self::I1 => true,
             Self::R1 if profile == Profile::Full => arm.meshed(),
-            Self::R1 | Self::F1 | Self::X1 => matches!(arm, Arm::Sidecar | Arm::Agent),
-            Self::F5 => arm != Arm::Aa,
+            Self::R1 | Self::F1 | Self::X1 | Self::I8 | Self::U1 => {
+                matches!(arm, Arm::Sidecar | Arm::Agent)
+            }
+            Self::F5 | Self::S1 | Self::S2 | Self::S3 | Self::S4 | Self::S6 => arm != Arm::Aa,
         }
     }
 }

@@ -9,9 +9,9 @@
 
 use super::bed::{self, Shape};
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
-use crate::accounting::{ProcessCpu, Rollup, open_files};
+use crate::accounting::Rollup;
 use crate::arm::Arm;
-use crate::cluster::Proxy;
+use crate::cluster::Holding;
 use crate::results::{Kind, Metric, Point, Trial, keys};
 use crate::run::Plan;
 use serde_json::json;
@@ -62,6 +62,10 @@ impl Experiment for Idle {
 
     fn visit_estimate(&self, plan: &Plan) -> Duration {
         let largest = plan.pace.pods.last().copied().unwrap_or(1);
+        if plan.kubelet {
+            return plan.building(1)
+                + (plan.renewing() + plan.pace.idle) * plan.pace.pods.len() as u32;
+        }
         Duration::from_millis(1_200)
             + (SETTLE + plan.pace.idle) * plan.pace.pods.len() as u32
             + Duration::from_millis(100) * largest
@@ -91,6 +95,7 @@ impl Experiment for Idle {
         };
         // Grown anew in every block, so that blocks are independent.
         let bed = Bed::build(lab, Shape::Fleet(first), visit.arm)?;
+        bed.cluster.renew_agent(1)?;
         let mut standing = first;
         let mut trials = Vec::new();
         for pods in lab.plan.pace.pods {
@@ -101,12 +106,12 @@ impl Experiment for Idle {
             bed.cluster.add_pods(missing)?;
             standing = *pods;
             lab.interrupt.sleep(SETTLE)?;
-            let proxies = bed.proxies_on(1);
-            let before = processor(&proxies)?;
+            let before = bed.cluster.ran(1)?;
             let from = Instant::now();
             lab.interrupt.sleep(lab.plan.pace.idle)?;
-            let used = processor(&proxies)?.saturating_sub(before);
+            let used = bed.cluster.ran(1)?.saturating_sub(before);
             let watched = from.elapsed();
+            let held = bed.cluster.holdings(1)?;
             trials.push((
                 Id::R1,
                 Trial {
@@ -117,7 +122,7 @@ impl Experiment for Idle {
                     duration_s: began.elapsed().as_secs_f64(),
                     load: None,
                     histograms: Default::default(),
-                    values: holdings(&proxies, used.as_secs_f64() / watched.as_secs_f64())?,
+                    values: holdings(&held, used.as_secs_f64() / watched.as_secs_f64()),
                     timelines: Vec::new(),
                     voids: Vec::new(),
                     notes: Vec::new(),
@@ -128,38 +133,17 @@ impl Experiment for Idle {
     }
 }
 
-fn processor(proxies: &[Proxy]) -> Result<Duration, Failure> {
-    proxies
+fn holdings(held: &[Holding], cores: f64) -> BTreeMap<String, f64> {
+    let sum: Rollup = held.iter().map(|one| one.rollup).sum();
+    let text = held
         .iter()
-        .filter_map(|proxy| proxy.pid)
-        .map(|pid| Ok(ProcessCpu::read(pid)?.ran))
-        .sum()
-}
-
-fn holdings(proxies: &[Proxy], cores: f64) -> Result<BTreeMap<String, f64>, Failure> {
-    let pids: Vec<u32> = proxies.iter().filter_map(|proxy| proxy.pid).collect();
-    let rollups = pids
-        .iter()
-        .map(|pid| Rollup::read(*pid))
-        .collect::<Result<Vec<_>, _>>()?;
-    let sum: Rollup = rollups.iter().copied().sum();
-    let text = rollups
-        .iter()
-        .map(|one| one.rss.saturating_sub(one.anonymous))
+        .map(|one| one.rollup.rss.saturating_sub(one.rollup.anonymous))
         .max()
         .unwrap_or(0);
-    let files = pids
-        .iter()
-        .map(|pid| open_files(*pid))
-        .sum::<Result<u64, _>>()?;
-    let mut charged = 0;
-    let mut kernel = 0;
-    for proxy in proxies {
-        let memory = proxy.cgroup.memory()?;
-        charged += memory.current;
-        kernel += memory.kernel;
-    }
-    Ok(BTreeMap::from([
+    let files: u64 = held.iter().map(|one| one.open_files).sum();
+    let charged: u64 = held.iter().map(|one| one.charged.current).sum();
+    let kernel: u64 = held.iter().map(|one| one.charged.kernel).sum();
+    BTreeMap::from([
         (
             keys::PROXY_MEMORY.to_owned(),
             (sum.anonymous + kernel + text) as f64 / MIB,
@@ -172,6 +156,6 @@ fn holdings(proxies: &[Proxy], cores: f64) -> Result<BTreeMap<String, f64>, Fail
         ("rss_mib".to_owned(), sum.rss as f64 / MIB),
         ("cgroup_charged_mib".to_owned(), charged as f64 / MIB),
         ("cgroup_kernel_mib".to_owned(), kernel as f64 / MIB),
-        ("proxies".to_owned(), proxies.len() as f64),
-    ]))
+        ("proxies".to_owned(), held.len() as f64),
+    ])
 }

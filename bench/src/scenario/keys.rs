@@ -7,15 +7,13 @@
 
 use super::bed::{self, Shape};
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
-use crate::accounting::{KeyScan, KnownKeys, scan_process};
+use crate::accounting::{Certified, KeyScan, KnownKeys};
 use crate::arm::Arm;
-use crate::cluster::{Endpoint, Proxy};
+use crate::cluster::ProxyRef;
 use crate::results::{Kind, Metric, Point, Trial, Void, keys};
 use crate::run::Plan;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Time that one process's memory may take.
@@ -23,8 +21,6 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// From a pod's removal to the second look: connections of its own may still
 /// hold the key while they are being closed.
 const AFTER_REMOVAL: Duration = Duration::from_millis(1_000);
-/// The hidden command whose process holds the control's key.
-pub const HOLD_KEY: &str = "hold-key";
 
 pub struct Keys;
 
@@ -72,17 +68,21 @@ impl Experiment for Keys {
             return Duration::ZERO;
         }
         let arms = plan.arms_of(Id::X1).len() as u32;
+        if plan.kubelet {
+            return plan.building(arms as usize);
+        }
         (Duration::from_secs(1) + Duration::from_millis(100) * plan.pace.fault_pods) * arms
     }
 
     fn visit_estimate(&self, plan: &Plan) -> Duration {
-        AFTER_REMOVAL + Duration::from_secs(1) + Duration::from_millis(300) * plan.pace.fault_pods
+        AFTER_REMOVAL
+            + plan.renewing()
+            + Duration::from_secs(1)
+            + Duration::from_millis(300) * plan.pace.fault_pods
     }
 
     fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        for arm in arms {
-            lab.bed(Self::shape(lab.plan), *arm)?;
-        }
+        lab.stand(Self::shape(lab.plan), arms)?;
         Ok(())
     }
 
@@ -106,13 +106,13 @@ impl Experiment for Keys {
     fn visit(&mut self, lab: &Lab<'_>, visit: Visit) -> Result<Vec<(Id, Trial)>, Failure> {
         let bed = lab.bed(Self::shape(lab.plan), visit.arm)?;
         let began = Instant::now();
-        let proxies = bed.proxies_on(1);
-        let mut known = KnownKeys::default();
+        let proxies = bed.cluster.proxies(1)?;
+        let mut known = Vec::new();
         for proxy in &proxies {
-            known.extend(identities(proxy)?);
+            known.extend(identities(&bed, proxy)?);
         }
-        let control = control(&known)?;
-        let scans = scan_all(lab, &proxies, &known)?;
+        let control = bed.cluster.scan_control(&known, LIMIT)?;
+        let scans = scan_all(lab, &bed, &proxies, &known)?;
 
         // The last pod goes and comes back, so that the next block finds the same bed.
         let leaving = lab.plan.pace.fault_pods - 1;
@@ -120,7 +120,7 @@ impl Experiment for Keys {
         let gone = identity_of(&bed, &name)?;
         bed.cluster.remove_pod(&name)?;
         lab.interrupt.sleep(AFTER_REMOVAL)?;
-        let left = scan_all(lab, &bed.proxies_on(1), &known)?;
+        let left = scan_all(lab, &bed, &bed.cluster.proxies(1)?, &known)?;
         bed.cluster.add_pods(vec![bed::fleet_pod(leaving)])?;
 
         let still: usize = left
@@ -133,7 +133,7 @@ impl Experiment for Keys {
         let values = [
             (keys::KEYS_MAX, most as f64),
             (keys::KEYS_TOTAL, total as f64),
-            (keys::IDENTITIES, known.len() as f64),
+            (keys::IDENTITIES, KnownKeys::of(&known).len() as f64),
             (keys::KEYS_AFTER_REMOVAL, still as f64),
             ("key_copies", copies as f64),
             ("processes", scans.len() as f64),
@@ -199,107 +199,39 @@ impl Experiment for Keys {
     }
 }
 
-fn scan_all(lab: &Lab<'_>, proxies: &[Proxy], known: &KnownKeys) -> Result<Vec<KeyScan>, Failure> {
+fn scan_all(
+    lab: &Lab<'_>,
+    bed: &Bed,
+    proxies: &[ProxyRef],
+    known: &[Certified],
+) -> Result<Vec<KeyScan>, Failure> {
     let mut scans = Vec::new();
-    for pid in proxies.iter().filter_map(|proxy| proxy.pid) {
+    for proxy in proxies {
         lab.interrupt.check()?;
-        scans.push(scan_process(pid, known, LIMIT)?);
+        scans.push(bed.cluster.scan(&proxy.name, known, LIMIT)?);
     }
     Ok(scans)
 }
 
-/// The public keys of the identities that a proxy holds, as it says itself.
-fn identities(proxy: &Proxy) -> Result<KnownKeys, Failure> {
-    let mut known = KnownKeys::default();
-    for (identity, certificate) in held(proxy)? {
-        known.add_certificate(&identity, &certificate);
-    }
-    if known.is_empty() {
+/// The identities that a proxy holds, as it says itself.
+fn identities(bed: &Bed, proxy: &ProxyRef) -> Result<Vec<Certified>, Failure> {
+    let held = bed.cluster.identities(&proxy.name)?;
+    if held.is_empty() {
         return Err(Failure::Control(format!(
             "{} holds no certificate to look for the key of",
             proxy.name
         )));
     }
-    Ok(known)
-}
-
-fn held(proxy: &Proxy) -> Result<Vec<(String, String)>, Failure> {
-    let (_, page) = proxy.get(Endpoint::Admin, "/config")?;
-    let page: Value = serde_json::from_str(&page)
-        .map_err(|error| Failure::Control(format!("/config of {}: {error}", proxy.name)))?;
-    Ok(page["identities"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|one| {
-            let identity = one["identity"].as_str()?;
-            let certificate = one["certificate"].as_str()?;
-            Some((identity.to_owned(), certificate.to_owned()))
-        })
-        .collect())
+    Ok(held)
 }
 
 /// The identity of a pod: its service account is its own.
 fn identity_of(bed: &Bed, pod: &str) -> Result<String, Failure> {
-    let account = format!("/sa/{}", bed.cluster.pod(pod)?.service_account);
-    held(&bed.cluster.proxy_of(pod)?)?
+    let account = format!("/sa/{}", bed.cluster.service_account(pod)?);
+    bed.cluster
+        .identities(&bed.cluster.proxy_of(pod)?.name)?
         .into_iter()
-        .map(|(identity, _)| identity)
+        .map(|held| held.identity)
         .find(|identity| identity.ends_with(&account))
         .ok_or_else(|| Failure::Control(format!("the proxy of {pod} has no identity for it")))
-}
-
-/// Whether the scan finds the key of a process that is known to hold one, and
-/// no other.
-fn control(others: &KnownKeys) -> Result<bool, Failure> {
-    let failed = |what: &str| Failure::Control(what.to_owned());
-    let program = std::env::current_exe().map_err(Failure::OwnPath)?;
-    let mut child = Command::new(program)
-        .arg(HOLD_KEY)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| Failure::Control(error.to_string()))?;
-    let found = (|| {
-        let stdout = child.stdout.take().ok_or_else(|| failed("no pipe"))?;
-        let mut line = String::new();
-        BufReader::new(stdout)
-            .read_line(&mut line)
-            .map_err(|error| Failure::Control(error.to_string()))?;
-        let point = hex(line.trim()).ok_or_else(|| failed("no public key was printed"))?;
-        let mut known = others.clone();
-        if !known.add_point("control", &point) {
-            return Err(failed("what was printed is no P-256 key"));
-        }
-        let scan = scan_process(child.id(), &known, LIMIT)?;
-        Ok(scan.found.keys().eq(["control"]))
-    })();
-    let _ = child.kill();
-    let _ = child.wait();
-    found
-}
-
-fn hex(text: &str) -> Option<Vec<u8>> {
-    (0..text.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok())
-        .collect()
-}
-
-/// Makes a key as the proxies make theirs, prints its public half, and holds it
-/// until standard input closes.
-pub fn hold_key() -> Result<(), String> {
-    let pair = rcgen::KeyPair::generate().map_err(|error| error.to_string())?;
-    let line: String = pair
-        .public_key_raw()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    println!("{line}");
-    std::io::stdout()
-        .flush()
-        .map_err(|error| error.to_string())?;
-    let _ = std::io::stdin().read_to_end(&mut Vec::new());
-    drop(pair);
-    Ok(())
 }

@@ -8,26 +8,25 @@
 use super::bed::{self, Shape};
 use super::drive::Drive;
 use super::steady::PATH;
-use super::{Experiment, Failure, Id, Lab, Visit, drive};
+use super::{Experiment, Failure, Id, Lab, Visit};
 use crate::arm::Arm;
 use crate::cluster::{Life, Restart};
 use crate::load::report::LoadReport;
 use crate::results::{Kind, Metric, Point, Timeline, Trial, Void, keys};
 use crate::run::Plan;
 use crate::run::gates::LATE_SENDS;
-use nix::sys::signal::Signal;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Requests per second of each pod.
-const RATE: f64 = 50.0;
+pub(super) const RATE: f64 = 50.0;
 /// Connections that each pod keeps.
-const CONNECTIONS: u32 = 4;
+pub(super) const CONNECTIONS: u32 = 4;
 /// Load before the kill.
-const BEFORE: Duration = Duration::from_secs(1);
+pub(super) const BEFORE: Duration = Duration::from_secs(1);
 /// Bins of the generators' timelines: short enough to hold one request each.
-const FINE: Duration = Duration::from_millis(10);
+pub(super) const FINE: Duration = Duration::from_millis(10);
 /// A request answered later than this after its time was not answered well: the
 /// client was without goodput for as long.
 const WELL: Duration = Duration::from_millis(100);
@@ -104,17 +103,18 @@ impl Experiment for Kill {
 
     fn prepare_estimate(&self, plan: &Plan) -> Duration {
         let arms = plan.arms_of(Id::F1).len() as u32;
+        if plan.kubelet {
+            return plan.building(arms as usize);
+        }
         (Duration::from_secs(1) + Duration::from_millis(100) * plan.pace.fault_pods) * arms
     }
 
     fn visit_estimate(&self, plan: &Plan) -> Duration {
-        plan.pace.fault_window + Duration::from_millis(800)
+        plan.pace.fault_window + Duration::from_millis(800) + plan.renewing()
     }
 
     fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        for arm in arms {
-            lab.bed(Self::shape(lab.plan), *arm)?;
-        }
+        lab.stand(Self::shape(lab.plan), arms)?;
         Ok(())
     }
 
@@ -160,7 +160,7 @@ impl Experiment for Kill {
 
         let warmup = Duration::from_millis(300);
         // A generator takes a moment to start, and there are many.
-        let begin = Drive::appointment(warmup + Duration::from_millis(15) * pods);
+        let begin = Drive::appointment(&bed, warmup + Duration::from_millis(15) * pods);
         let url = bed.url("backend", "http1", PATH)?;
         let mut generators = Vec::new();
         for pod in 0..pods {
@@ -170,18 +170,18 @@ impl Experiment for Kill {
             one.connections = CONNECTIONS;
             one.window = lab.plan.pace.fault_window;
             one.bin = FINE;
-            generators.push((name, one.start(&bed.cluster, begin)?));
+            generators.push((name, one.start(&bed, begin)?));
         }
-        drive::until(begin + BEFORE.as_nanos() as u64, lab.interrupt)?;
-        let killed = bed
-            .cluster
-            .kill_proxy(&proxy.name, Signal::SIGKILL, Restart::AtOnce)?;
+        lab.interrupt
+            .sleep_until(begin + BEFORE.as_nanos() as u64)?;
+        let killed = bed.cluster.kill(&proxy.name, Restart::AtOnce)?;
         let mut reports = Vec::new();
         for (name, generator) in generators {
             reports.push((name, generator.report(lab.interrupt)?));
         }
-        bed.cluster.wait_proxy_ready(&proxy.name, READY)?;
+        bed.cluster.await_ready(&proxy.name, READY)?;
         let lives = bed.cluster.lives(&proxy.name)?;
+        bed.cluster.forget_death(&proxy.name)?;
 
         let views: Vec<View<'_>> = reports
             .iter()
@@ -213,7 +213,7 @@ impl Experiment for Kill {
 }
 
 /// One pod's requests in bins of 100 ms, counted from the kill.
-struct View<'a> {
+pub(super) struct View<'a> {
     name: &'a str,
     /// Bins before the kill.
     before: usize,
@@ -227,7 +227,7 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn of(name: &'a str, report: &LoadReport, killed: u64) -> Self {
+    pub(super) fn of(name: &'a str, report: &LoadReport, killed: u64) -> Self {
         let timeline = &report.timeline;
         let bin_ns = (BIN_MS * 1e6) as i64;
         let start = timeline.start_ns as i64 - killed as i64;
@@ -262,6 +262,10 @@ impl<'a> View<'a> {
             view.successes.push((at, well));
         }
         view
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.name
     }
 
     fn after(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
@@ -318,7 +322,7 @@ impl<'a> View<'a> {
             .map(|(at, _)| *at)
     }
 
-    fn timeline(&self, expected_hit: bool) -> Timeline {
+    pub(super) fn timeline(&self, expected_hit: bool) -> Timeline {
         Timeline {
             name: self.name.to_owned(),
             expected_hit,
@@ -341,7 +345,7 @@ fn recovery_bin(victims: &[&View<'_>]) -> Option<usize> {
     })
 }
 
-fn outcome(views: &[View<'_>], lives: &[Life], killed: u64) -> BTreeMap<String, f64> {
+pub(super) fn outcome(views: &[View<'_>], lives: &[Life], killed: u64) -> BTreeMap<String, f64> {
     let victims: Vec<&View<'_>> = views.iter().filter(|view| view.hit()).collect();
     let mut values = BTreeMap::from([
         (keys::PODS_MESHED.to_owned(), views.len() as f64),
@@ -399,7 +403,7 @@ fn outcome(views: &[View<'_>], lives: &[Life], killed: u64) -> BTreeMap<String, 
     values
 }
 
-fn voids(views: &[View<'_>]) -> Vec<Void> {
+pub(super) fn voids(views: &[View<'_>]) -> Vec<Void> {
     let mut voids = Vec::new();
     let unclean: u64 = views.iter().map(View::lost_before).sum();
     if unclean > UNCLEAN {

@@ -1,26 +1,12 @@
 //! The kernel's counters at both ends of a measured window.
 
-use super::drive::Driving;
 use super::{Bed, Failure, Lab};
-use crate::accounting::{BpfPrograms, BpfUse, CpuPressure, MachineCpu, ProcessCpu};
+use crate::accounting::{BpfUse, MachineCpu};
+use crate::cluster::{Counters, Generator};
 use crate::load::report::LoadReport;
 use crate::results::{Histograms, LoadCounts, Point, Trial};
 use crate::run::gates::{self, Conditions, Losses};
 use std::time::{Duration, Instant};
-
-/// One look at everything that is counted.
-#[derive(Clone, Copy, Debug)]
-struct Reading {
-    at: Instant,
-    machine: MachineCpu,
-    pressure: Option<CpuPressure>,
-    generator: ProcessCpu,
-    generator_throttled: u64,
-    proxies_us: u64,
-    proxies_throttled: u64,
-    arm_us: u64,
-    bpf: BpfUse,
-}
 
 /// What was used between two looks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,52 +32,23 @@ pub struct Used {
     pub conditions: Conditions,
 }
 
-impl Reading {
-    fn take(bed: &Bed, generator: &Driving, programs: &BpfPrograms) -> Result<Self, Failure> {
-        let mut proxies_us = 0;
-        let mut proxies_throttled = 0;
-        for proxy in bed.cluster.proxies() {
-            let cpu = proxy.cgroup.cpu()?;
-            proxies_us += cpu.usage_us;
-            proxies_throttled += cpu.throttled_periods;
-        }
-        // A node on which nothing was started has no cgroup.
-        let arm_us = bed
-            .cluster
-            .nodes()
-            .iter()
-            .filter_map(|node| node.cgroup.cpu().ok())
-            .map(|cpu| cpu.usage_us)
-            .sum();
-        Ok(Self {
-            at: Instant::now(),
-            machine: MachineCpu::read()?,
-            pressure: CpuPressure::read(),
-            generator: ProcessCpu::read(generator.pid())?,
-            generator_throttled: bed.generator_throttled(&generator.pod)?,
-            proxies_us,
-            proxies_throttled,
-            arm_us,
-            bpf: programs.used()?,
-        })
-    }
-
-    fn until(self, later: Self) -> Used {
-        let wall = later.at - self.at;
-        let machine = later.machine - self.machine;
-        let generator = later.generator - self.generator;
-        let arm = Duration::from_micros(later.arm_us.saturating_sub(self.arm_us));
-        Used {
+impl Used {
+    fn between([earlier, later]: [Counters; 2]) -> Self {
+        let wall = Duration::from_nanos(later.at_ns.saturating_sub(earlier.at_ns));
+        let machine = later.machine - earlier.machine;
+        let generator = later.generator - earlier.generator;
+        let arm = Duration::from_micros(later.arm_us.saturating_sub(earlier.arm_us));
+        Self {
             wall,
             machine,
-            proxies_us: later.proxies_us.saturating_sub(self.proxies_us) as f64,
+            proxies_us: later.proxies_us.saturating_sub(earlier.proxies_us) as f64,
             proxies_throttled: later
                 .proxies_throttled
-                .saturating_sub(self.proxies_throttled),
+                .saturating_sub(earlier.proxies_throttled),
             arm,
             foreign_cores: (machine.busy_s - arm.as_secs_f64()).max(0.0) / wall.as_secs_f64(),
-            bpf: later.bpf - self.bpf,
-            machine_stall: self
+            bpf: later.bpf - earlier.bpf,
+            machine_stall: earlier
                 .pressure
                 .zip(later.pressure)
                 .map(|(before, after)| after.share_since(before, wall)),
@@ -100,7 +57,7 @@ impl Reading {
                 generator_stall: Some(generator.waited.as_secs_f64() / wall.as_secs_f64()),
                 generator_throttled: later
                     .generator_throttled
-                    .saturating_sub(self.generator_throttled),
+                    .saturating_sub(earlier.generator_throttled),
             },
         }
     }
@@ -110,15 +67,10 @@ impl Reading {
 /// them with the generator's report.
 pub fn measure(
     lab: &Lab<'_>,
-    bed: &Bed,
-    generator: Driving,
+    generator: Box<dyn Generator>,
 ) -> Result<(LoadReport, Used), Failure> {
-    let programs = bed.bpf_programs();
-    generator.until_begin(lab.interrupt)?;
-    let before = Reading::take(bed, &generator, &programs)?;
-    generator.until_end(lab.interrupt)?;
-    let after = Reading::take(bed, &generator, &programs)?;
-    Ok((generator.report(lab.interrupt)?, before.until(after)))
+    let counted = generator.watch(lab.interrupt)?;
+    Ok((generator.report(lab.interrupt)?, Used::between(counted)))
 }
 
 /// A trial made of a report, with the gates applied.

@@ -8,24 +8,29 @@
 mod bed;
 mod capacity;
 mod connections;
+mod deletion;
 mod drive;
+mod exhaustion;
 mod failclosed;
 mod id;
 mod idle;
+mod job;
 mod keys;
 mod kill;
 mod meter;
 mod neighbour;
+mod start;
 mod steady;
+mod upgrade;
 
 pub use bed::{Bed, Beds, Parity, Shape};
-pub use drive::{Drive, GENERATOR_CLASS};
+pub use drive::Drive;
 pub use id::{Id, UnknownScenario};
-pub use keys::{HOLD_KEY, hold_key};
 
-use crate::accounting;
+use crate::accounting::Baseline;
 use crate::arm::Arm;
-use crate::cluster::ClusterError;
+use crate::cluster::kube::{KubeSite, Stage};
+use crate::cluster::{ClusterError, Site};
 use crate::results::{Metric, Trial};
 use crate::run::{Interrupt, Interrupted, Plan, Progress};
 use std::collections::BTreeMap;
@@ -42,11 +47,42 @@ pub struct Lab<'a> {
     pub progress: &'a Progress,
     /// The run's start.
     pub started: Instant,
+    /// Where clusters are made.
+    pub site: &'a dyn Site,
+    /// The same, where it is a Kubernetes cluster.
+    pub kube: Option<&'a KubeSite>,
     /// The live clusters.
     pub beds: &'a Beds,
 }
 
 impl Lab<'_> {
+    /// What the machines do by themselves.
+    pub fn baseline(&self, window: Duration) -> Result<Baseline, Failure> {
+        let before = self.site.machine()?;
+        let began = Instant::now();
+        self.interrupt.sleep(window)?;
+        let used = self.site.machine()? - before;
+        Ok(Baseline::of(used, began.elapsed(), self.site.cores()))
+    }
+
+    /// The Kubernetes cluster that the run is on.
+    pub fn kube(&self) -> Result<&KubeSite, Failure> {
+        self.kube.ok_or_else(|| {
+            ClusterError::Unsupported("this needs a kubelet: --cluster kube".to_owned()).into()
+        })
+    }
+
+    /// Room for life cycles in an arm's namespace.
+    pub fn stage(&self, arm: Arm) -> Result<Stage, Failure> {
+        let classic = arm == Arm::ClassicSidecar;
+        Ok(self.kube()?.stage(arm.name(), arm.placement(), classic)?)
+    }
+
+    /// The beds of that shape of all these arms.
+    pub fn stand(&self, shape: Shape, arms: &[Arm]) -> Result<Vec<Rc<Bed>>, Failure> {
+        self.beds.stand(self, shape, arms)
+    }
+
     /// The bed of that shape and arm.
     pub fn bed(&self, shape: Shape, arm: Arm) -> Result<Rc<Bed>, Failure> {
         self.beds.get(self, shape, arm)
@@ -99,9 +135,14 @@ pub fn experiments() -> Vec<Box<dyn Experiment>> {
     vec![
         Box::new(steady::Steady::default()),
         Box::new(connections::Connections::default()),
+        Box::new(start::Start),
+        Box::new(job::Jobs::default()),
+        Box::new(deletion::Deletion),
+        Box::new(upgrade::Upgrade),
         Box::new(neighbour::Neighbour::default()),
         Box::new(idle::Idle),
         Box::new(kill::Kill),
+        Box::new(exhaustion::Exhaustion),
         Box::new(keys::Keys),
         Box::new(failclosed::FailClosed),
     ]
@@ -115,18 +156,7 @@ pub enum Failure {
     Interrupted(#[from] Interrupted),
     /// The cluster could not be built or used.
     #[error(transparent)]
-    Cluster(#[from] ClusterError),
-    /// The kernel's figures could not be read.
-    #[error(transparent)]
-    Accounting(#[from] accounting::Error),
-    /// The generator gave no report.
-    #[error("the generator in pod {pod}: {problem}")]
-    Generator {
-        /// Where it ran.
-        pod: String,
-        /// What is known.
-        problem: String,
-    },
+    Cluster(ClusterError),
     /// Something in a pod did not come up.
     #[error("pod {pod}: {problem}")]
     Pod {
@@ -138,10 +168,23 @@ pub enum Failure {
     /// A capacity could not be found.
     #[error("{0}")]
     Capacity(String),
-    /// This program's own path.
-    #[error("where is this program? {0}")]
-    OwnPath(std::io::Error),
     /// Key material for a positive control.
     #[error("the key scan's own control: {0}")]
     Control(String),
+}
+
+impl From<ClusterError> for Failure {
+    fn from(error: ClusterError) -> Self {
+        match error {
+            ClusterError::Interrupted(interrupted) => Self::Interrupted(interrupted),
+            error => Self::Cluster(error),
+        }
+    }
+}
+
+impl Failure {
+    /// Whether a generator gave no report, so that nothing was measured.
+    pub fn measured_nothing(&self) -> bool {
+        matches!(self, Self::Cluster(ClusterError::Generator { .. }))
+    }
 }

@@ -66,7 +66,7 @@ impl Experiment for Neighbour {
     }
 
     fn prepare_estimate(&self, plan: &Plan) -> Duration {
-        let building = Duration::from_millis(1_500) * plan.arms_of(Id::I1).len() as u32;
+        let building = plan.building(plan.arms_of(Id::I1).len());
         let probing = plan.pace.probe.map_or(Duration::ZERO, |probe| {
             (probe.warmup + probe.step + Duration::from_millis(250)) * (6 + probe.refinements)
         });
@@ -80,10 +80,7 @@ impl Experiment for Neighbour {
     }
 
     fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        let beds = arms
-            .iter()
-            .map(|arm| lab.bed(Shape::Neighbours, *arm))
-            .collect::<Result<Vec<_>, _>>()?;
+        let beds = lab.stand(Shape::Neighbours, arms)?;
         lab.progress.doing("warming up");
         let mut warming = Vec::new();
         for bed in &beds {
@@ -91,7 +88,7 @@ impl Experiment for Neighbour {
                 let url = bed.url(name, "http1", PATH)?;
                 let mut drive = Drive::new(&format!("{name}-client"), &url, 50.0);
                 drive.window = lab.plan.pace.settle;
-                warming.push(drive.start(&bed.cluster, Drive::appointment(Duration::ZERO))?);
+                warming.push(drive.start(bed, Drive::appointment(bed, Duration::ZERO))?);
             }
         }
         for generator in warming {
@@ -156,7 +153,7 @@ impl Experiment for Neighbour {
             victim.seed = lab.plan.schedule(Id::I1, visit.block, "victim");
             victim.warmup = pace.warmup.max(ONSET);
             victim.window = pace.window;
-            let begin = Drive::appointment(victim.warmup);
+            let begin = Drive::appointment(&bed, victim.warmup);
             let flood = if *w > 0 {
                 let mut aggressor = Drive::new(
                     "aggressor-client",
@@ -170,12 +167,12 @@ impl Experiment for Neighbour {
                 aggressor.connections = 64;
                 aggressor.timeout = IMPATIENCE;
                 aggressor.window = pace.window;
-                Some(aggressor.start(&bed.cluster, begin)?)
+                Some(aggressor.start(&bed, begin)?)
             } else {
                 None
             };
-            let generator = victim.start(&bed.cluster, begin)?;
-            let (report, used) = meter::measure(lab, &bed, generator)?;
+            let generator = victim.start(&bed, begin)?;
+            let (report, used) = meter::measure(lab, generator)?;
             let point = Point::at(format!("w={w}"), f64::from(*w));
             let mut trial = meter::trial(lab, &bed, point, began, &report, &used, Losses::Finding);
             if let Some(flood) = flood {

@@ -10,7 +10,7 @@ use super::capacity;
 use super::drive::Drive;
 use super::meter::{self, Used};
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
-use crate::accounting::{Baseline, BpfStats, MachineCpu};
+use crate::accounting::Baseline;
 use crate::arm::Arm;
 use crate::load::report::LoadReport;
 use crate::results::{Kind, Metric, Point, Stage, Trial, keys};
@@ -18,6 +18,7 @@ use crate::run::Plan;
 use crate::run::gates::Losses;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 /// What is asked for: 1 KiB.
@@ -50,7 +51,7 @@ pub struct Steady {
     series: Vec<Series>,
     /// The machine while nothing is asked of any arm.
     baseline: Baseline,
-    bpf_stats: Option<BpfStats>,
+    bpf_stats: Option<Box<dyn Debug>>,
     bpf_missing: Option<String>,
 }
 
@@ -160,7 +161,7 @@ impl Experiment for Steady {
     }
 
     fn prepare_estimate(&self, plan: &Plan) -> Duration {
-        let building = Duration::from_millis(1_500) * plan.arms_of(Id::L1).len() as u32;
+        let building = plan.building(plan.arms_of(Id::L1).len());
         let probing = plan.pace.probe.map_or(Duration::ZERO, |probe| {
             let steps = 9 + probe.refinements;
             let series = Series::all(plan).len() as u32;
@@ -182,10 +183,7 @@ impl Experiment for Steady {
     fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
         let plan = lab.plan;
         self.series = Series::all(plan);
-        let beds = arms
-            .iter()
-            .map(|arm| lab.bed(Shape::Pair, *arm))
-            .collect::<Result<Vec<_>, _>>()?;
+        let beds = lab.stand(Shape::Pair, arms)?;
 
         // The first requests of a proxy pay for handshakes and cold caches.
         lab.progress.doing("warming up");
@@ -195,18 +193,15 @@ impl Experiment for Steady {
                 let mut drive = series.drive(bed, SETTLING_RATE)?;
                 drive.warmup = Duration::ZERO;
                 drive.window = plan.pace.settle;
-                let begin = Drive::appointment(Duration::ZERO);
-                warming.push(drive.start(&bed.cluster, begin)?);
+                let begin = Drive::appointment(bed, Duration::ZERO);
+                warming.push(drive.start(bed, begin)?);
             }
         }
         for generator in warming {
             generator.report(lab.interrupt)?;
         }
 
-        let before = MachineCpu::read()?;
-        let began = Instant::now();
-        lab.interrupt.sleep(BASELINE)?;
-        self.baseline = Baseline::since(before, began)?;
+        self.baseline = lab.baseline(BASELINE)?;
 
         if let Some(probe) = plan.pace.probe {
             for bed in beds.iter().filter(|bed| PROBED.contains(&bed.arm)) {
@@ -228,7 +223,7 @@ impl Experiment for Steady {
             }
         }
         if plan.wants(&[Id::R2]) {
-            match BpfStats::enable() {
+            match lab.site.bpf_stats() {
                 Ok(stats) => self.bpf_stats = Some(stats),
                 Err(error) => self.bpf_missing = Some(error.to_string()),
             }
@@ -289,8 +284,8 @@ impl Experiment for Steady {
                 drive.seed = lab.plan.schedule(Id::L1, visit.block, &point.title());
                 drive.warmup = lab.plan.pace.warmup;
                 drive.window = lab.plan.pace.window;
-                let generator = drive.start(&bed.cluster, Drive::appointment(drive.warmup))?;
-                let (report, used) = meter::measure(lab, &bed, generator)?;
+                let generator = drive.start(&bed, Drive::appointment(&bed, drive.warmup))?;
+                let (report, used) = meter::measure(lab, generator)?;
                 let latency = meter::trial(lab, &bed, point, began, &report, &used, Losses::Void);
                 // At a low rate, what the machine does by itself outweighs the requests.
                 if at == busiest || latency.point.x >= 50.0 {

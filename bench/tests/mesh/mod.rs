@@ -114,6 +114,16 @@ impl Mesh {
         self.count(pod, "duet_failures_total", &labels)
     }
 
+    /// How often this policy decided so about the pod.
+    pub fn decisions(&self, pod: &str, policy: &str, decision: &str) -> u64 {
+        let labels = [
+            format!("workload=\"{pod}\""),
+            format!("policy=\"{policy}\""),
+            format!("decision=\"{decision}\""),
+        ];
+        self.count(pod, "duet_policy_decisions_total", &labels)
+    }
+
     fn count(&self, pod: &str, metric: &str, labels: &[String]) -> u64 {
         let (_, metrics) = self.proxy(pod).get(Endpoint::Metrics, "/metrics").unwrap();
         metrics

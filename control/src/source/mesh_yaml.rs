@@ -6,9 +6,12 @@
 //! counted. Nothing is guessed and no field is skipped, because a mesh that
 //! quietly ignores `mtsl: strict` is worse than one that does not start.
 
+mod policy;
+
 use super::Rejected;
-use crate::state::{MeshState, key};
+use crate::state::{Backends, MeshState, key};
 use duet_core::api::{Endpoint, MeshProtocol, Mtls, Service, ServicePort, Workload};
+use policy::{PolicyEntry, ProbeEntry};
 use serde::Deserialize;
 use serde_saphyr::{Error, Spanned};
 use std::collections::HashMap;
@@ -74,6 +77,8 @@ struct MeshFile {
     workloads: Vec<WorkloadEntry>,
     #[serde(default)]
     services: Vec<ServiceEntry>,
+    #[serde(default)]
+    policies: Vec<PolicyEntry>,
 }
 
 #[derive(Deserialize)]
@@ -89,6 +94,8 @@ struct WorkloadEntry {
     mtls: Option<Text>,
     #[serde(default)]
     opaque_ports: Vec<Text>,
+    #[serde(default)]
+    probes: Vec<ProbeEntry>,
 }
 
 #[derive(Deserialize)]
@@ -129,14 +136,11 @@ struct Reading {
 
 impl Reading {
     fn mesh(&mut self, file: &MeshFile) -> MeshState {
-        let mut state = MeshState {
-            trust_domain: self.name(
-                "trustDomain",
-                file.trust_domain.as_ref(),
-                DEFAULT_TRUST_DOMAIN,
-            ),
-            ..MeshState::default()
-        };
+        let mut state = MeshState::new(self.name(
+            "trustDomain",
+            file.trust_domain.as_ref(),
+            DEFAULT_TRUST_DOMAIN,
+        ));
         let mut lines = HashMap::new();
         for (index, entry) in file.workloads.iter().enumerate() {
             let workload = self.workload(&format!("workloads[{index}]"), entry);
@@ -151,7 +155,7 @@ impl Reading {
                 ),
                 None => {
                     lines.insert(name.clone(), line(&entry.name));
-                    state.workloads.insert(name, workload);
+                    state.put_workload(workload);
                 }
             }
         }
@@ -169,10 +173,11 @@ impl Reading {
                 ),
                 None => {
                     lines.insert(name.clone(), line(&entry.name));
-                    state.services.insert(name, service);
+                    state.put_service(service, Backends::Guarded);
                 }
             }
         }
+        self.policies(&file.policies, &mut state);
         state
     }
 
@@ -225,6 +230,7 @@ impl Reading {
             protocol: protocol.into(),
             mtls: mtls.into(),
             opaque_ports,
+            probes: self.probes(&format!("{field}.probes"), &entry.probes),
             ..Workload::default()
         }
     }
@@ -255,7 +261,7 @@ impl Reading {
                          the name of one, as name or namespace/name"
                     ),
                 ),
-                Some(workload) if backends.contains(&workload) => self.wrong(
+                Some(workload) if backends.contains(&&**workload) => self.wrong(
                     text,
                     format!("{field}: {full} is given twice: write it once"),
                 ),
@@ -431,7 +437,7 @@ impl Reading {
         default
     }
 
-    fn wrong(&mut self, at: &Text, problem: String) {
+    fn wrong<T>(&mut self, at: &Spanned<T>, problem: String) {
         self.mistakes.push(Mistake {
             line: line(at),
             problem,
@@ -439,8 +445,8 @@ impl Reading {
     }
 }
 
-fn line(text: &Text) -> u64 {
-    text.referenced.line()
+fn line<T>(at: &Spanned<T>) -> u64 {
+    at.referenced.line()
 }
 
 /// A mistake in the file's structure, which the YAML reader found. The line

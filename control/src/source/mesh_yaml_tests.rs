@@ -1,4 +1,6 @@
 use super::*;
+use duet_core::api::Probe;
+use duet_core::api::authorization_policy::{Action, Rule};
 use proptest::prelude::*;
 
 const GOOD: &str = r#"
@@ -107,7 +109,7 @@ fn unknown_fields_are_refused() {
     assert_eq!(
         refused_after("mtls: strict", "mtsl: strict"),
         "unknown field `mtsl`: write one of namespace, name, serviceAccount, node, addresses, \
-         mesh, mtls, opaquePorts"
+         mesh, mtls, opaquePorts, probes"
     );
     assert!(refused_after("targetPort: 8080", "target_port: 8080").contains("targetPort"));
     assert!(
@@ -192,6 +194,147 @@ fn words_are_the_known_ones() {
 fn strict_needs_a_mesh() {
     let text = "workloads:\n  - name: a\n    mesh: none\n    mtls: strict\n";
     assert!(refused(text).starts_with("mesh.yaml:4: workloads[0].mtls: strict cannot hold"));
+}
+
+/// `GOOD` with policies and probes.
+const POLICIES: &str = r#"
+workloads:
+  - name: web-0
+    mtls: strict
+    probes:
+      - port: 8080
+        path: /healthz?full=1
+      - port: 50051
+        grpc: true
+      - port: 5432
+  - name: web-1
+  - name: old
+    mesh: none
+  - namespace: shop
+    name: cart
+policies:
+  - name: callers
+    action: allow
+    workloads: [web-0]
+    rules:
+      - from:
+          - identities: [duet.local/ns/shop/*]
+            namespaces: [shop]
+          - ipBlocks: [10.0.0.0/8]
+        to:
+          - ports: [8080]
+            methods: [GET]
+            paths: [/public/*]
+  - name: everyone
+    action: deny
+    rules: [{}]
+"#;
+
+/// `POLICIES` with `from` replaced, refused, with the number of that line.
+#[track_caller]
+fn policies_refused_after(from: &str, to: &str) -> String {
+    let at = POLICIES.find(from).expect("part of POLICIES");
+    let line = 1 + POLICIES[..at].matches('\n').count();
+    let problem = refused(&POLICIES.replacen(from, to, 1));
+    let rest = problem.strip_prefix(&format!("mesh.yaml:{line}: "));
+    rest.unwrap_or_else(|| panic!("{problem:?} does not name line {line}"))
+        .to_owned()
+}
+
+#[test]
+fn policies_name_themselves_at_the_workloads_they_are_for() {
+    let state = parse("mesh.yaml", POLICIES).unwrap();
+    let of = |name: &str| state.workloads.get(name).unwrap().policies.clone();
+    assert_eq!(of("default/web-0"), ["default/callers", "default/everyone"]);
+    assert_eq!(of("default/web-1"), ["default/everyone"]);
+    assert!(of("default/old").is_empty(), "nothing would enforce it");
+    assert!(of("shop/cart").is_empty(), "another namespace");
+    let callers = state.policies.get("default/callers").unwrap();
+    assert_eq!(callers.action, i32::from(Action::Allow));
+    let [rule] = callers.rules.as_slice() else {
+        panic!("{callers:?}")
+    };
+    assert_eq!(rule.from[0].identities, ["duet.local/ns/shop/*"]);
+    assert_eq!(rule.from[0].namespaces, ["shop"]);
+    assert_eq!(rule.from[1].ip_blocks, ["10.0.0.0/8"]);
+    assert_eq!(rule.to[0].ports, [8080]);
+    assert_eq!(rule.to[0].methods, ["GET"]);
+    assert_eq!(rule.to[0].paths, ["/public/*"]);
+    let everyone = state.policies.get("default/everyone").unwrap();
+    assert_eq!(everyone.rules, [Rule::default()]);
+}
+
+#[test]
+fn probes_are_a_path_or_grpc_or_a_connection() {
+    let state = parse("mesh.yaml", POLICIES).unwrap();
+    let probes = &state.workloads.get("default/web-0").unwrap().probes;
+    let probe = |port, path: &str, grpc| Probe {
+        port,
+        path: path.into(),
+        grpc,
+    };
+    assert_eq!(
+        *probes,
+        [
+            probe(8080, "/healthz?full=1", false),
+            probe(50051, "", true),
+            probe(5432, "", false),
+        ]
+    );
+    assert_eq!(
+        policies_refused_after("path: /healthz", "path: healthz"),
+        "workloads[0].probes[0].path: \"healthz?full=1\" is not a path: begin it with /"
+    );
+    assert!(policies_refused_after("port: 5432", "port: 0").contains("is not a port"));
+    assert!(policies_refused_after("grpc: true", "grpc: yes").contains("false, true"));
+    assert!(
+        policies_refused_after("path: /healthz?full=1", "path: /a\n        grpc: true")
+            .contains("leave path or grpc out")
+    );
+}
+
+#[test]
+fn policies_are_refused_by_line_and_field() {
+    let refused = policies_refused_after;
+    assert_eq!(
+        refused("[10.0.0.0/8]", "[10.0.0.0/8, 10.0.0.1]"),
+        "policies[0].rules[0].from[1].ipBlocks[1]: \"10.0.0.1\" is not a block of addresses: \
+         write it as 10.0.0.0/8, fd00::/8, or 10.0.0.1/32 for one"
+    );
+    for (from, to, expected) in [
+        ("action: allow", "action: Allow", "allow, deny, audit"),
+        ("[web-0]", "[web-2]", "there is no workload default/web-2"),
+        ("[web-0]", "[old]", "is not in the mesh"),
+        ("[web-0]", "[]", "policies[0].workloads: it is empty"),
+        ("[web-0]", "[web-0, web-0]", "given twice"),
+        (
+            "[duet.local/ns/shop/*]",
+            "[spiffe://a/b]",
+            "without spiffe://",
+        ),
+        ("[shop]", "[\"*\"]", "from[0].namespaces[0]: "),
+        ("ports: [8080]", "ports: [0]", "to[0].ports[0]: "),
+        ("[GET]", "[get]", "write it in upper case"),
+        ("[GET]", "[]", "to[0].methods: it is empty"),
+        ("[/public/*]", "[public]", "begin it with /"),
+        (
+            "ipBlocks: [10.0.0.0/8]",
+            "{}",
+            "an empty source is everybody",
+        ),
+        ("name: everyone", "name: callers", "already on line 17"),
+        ("ports: [8080]", "port: [8080]", "unknown field `port`"),
+    ] {
+        let problem = refused(from, to);
+        assert!(problem.contains(expected), "{to}: {problem}");
+    }
+    let problem = self::refused(&POLICIES.replace("rules: [{}]", "rules: []"));
+    assert!(
+        problem.starts_with("mesh.yaml:30: policies[1].rules: without rules"),
+        "{problem}"
+    );
+    let problem = self::refused(&POLICIES.replace("    action: deny\n", ""));
+    assert!(problem.contains("`action` is missing"), "{problem}");
 }
 
 #[test]

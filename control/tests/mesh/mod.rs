@@ -2,8 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+use duet_control::state::View;
 use duet_control::{
-    Caller, ControlPlane, FileSource, MeshState, Settings, StartError, StateDir, TokenKey,
+    Caller, ControlPlane, Enrolments, FileSource, Settings, Source, StartError, StateDir, TokenKey,
 };
 use duet_core::WorkloadName;
 use duet_core::api::discovery_client::DiscoveryClient;
@@ -90,6 +91,10 @@ impl Site {
     }
 
     pub async fn try_start(&self) -> Result<ControlPlane, StartError> {
+        self.start_with(FileSource::new(self.file())).await
+    }
+
+    pub async fn start_with(&self, source: impl Source) -> Result<ControlPlane, StartError> {
         let state_dir = self.state_dir();
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         ControlPlane::start(
@@ -97,10 +102,11 @@ impl Site {
                 listen: loopback,
                 health: loopback,
                 cert_lifetime: LIFETIME,
+                enrolments: Enrolments::default(),
             },
             state_dir.authority().unwrap(),
             Arc::new(state_dir.token_key().unwrap()),
-            FileSource::new(self.file()),
+            source,
         )
         .await
     }
@@ -185,7 +191,7 @@ impl Proxy {
             .await?;
         Ok(Watch {
             stream: stream.into_inner(),
-            held: MeshState::default(),
+            held: View::default(),
         })
     }
 
@@ -202,7 +208,7 @@ impl Proxy {
 /// A watch, and the state it has led to.
 pub struct Watch {
     pub stream: Streaming<Update>,
-    pub held: MeshState,
+    pub held: View,
 }
 
 impl Watch {

@@ -1,16 +1,22 @@
+use crate::admission::Admitted;
+use crate::upstream::UpstreamError;
 use bytes::Bytes;
 use h2::RecvStream;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::error::Error;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+
+/// Why a body ended before its time.
+type Failed = Box<dyn Error + Send + Sync>;
 
 /// A request's or response's body on its way through. What is attached to it with
 /// [`Body::until_end`] lives until its last byte has gone by.
 pub struct Body {
     source: Source,
     held: Option<Box<dyn Send>>,
+    admitted: Option<Box<Admitted>>,
 }
 
 enum Source {
@@ -33,6 +39,15 @@ impl Body {
         Self::from(stream).until_end(held)
     }
 
+    /// Fails as soon as what it belongs to is admitted no more.
+    pub fn while_admitted(mut self, admitted: Admitted) -> Self {
+        // What has ended already needs nobody to watch it.
+        if !self.is_end_stream() {
+            self.admitted = Some(Box::new(admitted));
+        }
+        self
+    }
+
     pub fn until_end(mut self, held: impl Send + 'static) -> Self {
         self.held = Some(match self.held.take() {
             Some(before) => Box::new((before, held)),
@@ -40,34 +55,8 @@ impl Body {
         });
         self
     }
-}
 
-impl From<Source> for Body {
-    fn from(source: Source) -> Self {
-        Self { source, held: None }
-    }
-}
-
-impl From<Incoming> for Body {
-    fn from(incoming: Incoming) -> Self {
-        Source::Hyper(incoming).into()
-    }
-}
-
-impl From<RecvStream> for Body {
-    fn from(stream: RecvStream) -> Self {
-        Source::H2(stream).into()
-    }
-}
-
-impl http_body::Body for Body {
-    type Data = Bytes;
-    type Error = Box<dyn Error + Send + Sync>;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failed>>> {
         let frame = match &mut self.source {
             Source::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Source::Hyper(incoming) => {
@@ -86,10 +75,69 @@ impl http_body::Body for Body {
                 },
             },
         };
-        if frame.is_none() {
-            self.held = None;
-        }
         Poll::Ready(frame)
+    }
+
+    fn cut(&mut self, reason: UpstreamError) -> Failed {
+        if let Some(admitted) = self.admitted.take() {
+            admitted.tell(&reason);
+        }
+        reason.into()
+    }
+}
+
+impl From<Source> for Body {
+    fn from(source: Source) -> Self {
+        Self {
+            source,
+            held: None,
+            admitted: None,
+        }
+    }
+}
+
+impl From<Incoming> for Body {
+    fn from(incoming: Incoming) -> Self {
+        Source::Hyper(incoming).into()
+    }
+}
+
+impl From<RecvStream> for Body {
+    fn from(stream: RecvStream) -> Self {
+        Source::H2(stream).into()
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Failed;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = &mut *self;
+        if let Some(admitted) = &mut this.admitted
+            && let Err(reason) = admitted.check()
+        {
+            return Poll::Ready(Some(Err(this.cut(reason))));
+        }
+        match this.poll_source(cx) {
+            Poll::Ready(frame) => {
+                if frame.is_none() {
+                    this.held = None;
+                    this.admitted = None;
+                }
+                Poll::Ready(frame)
+            }
+            Poll::Pending => match &mut this.admitted {
+                Some(admitted) => {
+                    let reason = ready!(admitted.poll_revoked(cx));
+                    Poll::Ready(Some(Err(this.cut(reason))))
+                }
+                None => Poll::Pending,
+            },
+        }
     }
 
     fn is_end_stream(&self) -> bool {

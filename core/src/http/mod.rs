@@ -12,5 +12,5 @@ pub use headers::{
     APP_PROTOCOL, DESTINATION, for_application, for_mesh, for_plaintext, is_upgrade, name_client,
     response,
 };
-pub use serve::serve;
+pub use serve::{HEADER_TIMEOUT, serve};
 pub use synthesize::{failure, is_failure, is_grpc};

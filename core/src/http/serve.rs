@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 /// A client must have sent its next head by then. hyper has no other time-out for
 /// idle connections, and clients that keep theirs longer than the proxy would send
 /// requests into connections that are being closed: Envoy allows 1 h too.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 pub async fn serve<S, H, F>(
     io: S,

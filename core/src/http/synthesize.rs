@@ -9,13 +9,20 @@ use http::{HeaderValue, Request, Response, StatusCode};
 /// <https://grpc.github.io/grpc/core/md_doc_statuscodes.html>
 const GRPC_UNAVAILABLE: &str = "14";
 const GRPC_DEADLINE_EXCEEDED: &str = "4";
+const GRPC_PERMISSION_DENIED: &str = "7";
 
 /// Why the proxy, and not the server, answers.
 const PROXY_ERROR: HeaderName = HeaderName::from_static("duet-proxy-error");
 
-/// Whether a proxy on the way answered in the server's place.
+/// Whether a proxy on the way answered in the server's place, because the server is
+/// not to be had. A refusal says nothing against the server.
 pub fn is_failure<B>(response: &Response<B>) -> bool {
-    response.headers().contains_key(PROXY_ERROR)
+    let headers = response.headers();
+    let refused = response.status() == StatusCode::FORBIDDEN
+        || headers
+            .get("grpc-status")
+            .is_some_and(|status| status == GRPC_PERMISSION_DENIED);
+    headers.contains_key(PROXY_ERROR) && !refused
 }
 
 pub fn failure(error: &UpstreamError, grpc: bool) -> Response<Body> {
@@ -25,16 +32,24 @@ pub fn failure(error: &UpstreamError, grpc: bool) -> Response<Body> {
         | UpstreamError::NotReady(_)
         | UpstreamError::Unknown(_)
         | UpstreamError::Connect { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        UpstreamError::OutOfReach(_) | UpstreamError::Denied(_) | UpstreamError::Plaintext => {
+            StatusCode::FORBIDDEN
+        }
         UpstreamError::NotLocal(_) => StatusCode::MISDIRECTED_REQUEST,
         UpstreamError::ConnectMethod => StatusCode::NOT_IMPLEMENTED,
         UpstreamError::Handshake { .. }
         | UpstreamError::Identity { .. }
         | UpstreamError::Http(_) => StatusCode::BAD_GATEWAY,
     };
-    let reason = error.to_string();
+    let reason = match error {
+        // Which policy it was is for those who wrote it: they have log and metrics.
+        UpstreamError::Denied(_) => "denied by policy".to_owned(),
+        error => error.to_string(),
+    };
     let mut response = if grpc {
         let code = match status {
             StatusCode::GATEWAY_TIMEOUT => GRPC_DEADLINE_EXCEEDED,
+            StatusCode::FORBIDDEN => GRPC_PERMISSION_DENIED,
             _ => GRPC_UNAVAILABLE,
         };
         let mut response = Response::new(Body::empty());

@@ -1,26 +1,27 @@
 //! A workload certificate and the TLS settings that follow from it: TLS 1.3 only,
 //! ALPN `h2`, both sides present a certificate, no session is ever resumed (a
-//! resumed session would outlive the certificate it was checked with).
+//! resumed session would outlive the certificate it was checked with). Whom they
+//! believe is asked at each handshake: see [`super::trust`].
 
 use super::Identity;
+use super::clock;
+use super::trust::{Role, Standing, Trust};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme,
 };
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use zeroize::Zeroize;
 
-static PROVIDER: LazyLock<Arc<CryptoProvider>> =
+pub(crate) static PROVIDER: LazyLock<Arc<CryptoProvider>> =
     LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
 
 const ALPN_H2: &[u8] = b"h2";
@@ -57,12 +58,10 @@ pub enum CertificateFailure {
     Key(String),
     #[error("the certificate does not fit: {0}")]
     Tls(#[from] rustls::Error),
-    #[error("the trust bundle does not fit: {0}")]
-    Bundle(#[from] rustls::server::VerifierBuilderError),
     #[error("the certificate is for {0:?}")]
     Identity(Option<Identity>),
-    #[error("the certificate has already expired")]
-    Expired,
+    #[error("{0}")]
+    Expired(String),
 }
 
 pub struct Certificate {
@@ -70,7 +69,7 @@ pub struct Certificate {
     pub not_before: SystemTime,
     pub not_after: SystemTime,
     certified: Arc<CertifiedKey>,
-    roots: Arc<RootCertStore>,
+    trust: Trust,
     server: Arc<ServerConfig>,
 }
 
@@ -87,14 +86,9 @@ impl Certificate {
         identity: Identity,
         key: PendingKey,
         chain: Vec<Vec<u8>>,
-        roots: Vec<Vec<u8>>,
+        trust: Trust,
         validity: (i64, i64),
     ) -> Result<Self, CertificateFailure> {
-        let mut store = RootCertStore::empty();
-        for root in roots {
-            store.add(CertificateDer::from(root))?;
-        }
-        let store = Arc::new(store);
         let chain: Vec<_> = chain.into_iter().map(CertificateDer::from).collect();
         let named = chain.first().and_then(|leaf| spiffe_id(leaf));
         if named.as_ref() != Some(&identity) {
@@ -104,29 +98,66 @@ impl Certificate {
         certified.keys_match()?;
         let certified = Arc::new(certified);
 
-        let clients =
-            WebPkiClientVerifier::builder_with_provider(store.clone(), PROVIDER.clone()).build()?;
         let mut server = ServerConfig::builder_with_provider(PROVIDER.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(Arc::new(MeshClients(clients)))
+            .with_client_cert_verifier(Arc::new(MeshClients(trust.clone())))
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified.clone())));
         server.alpn_protocols = vec![ALPN_H2.to_vec()];
         server.send_tls13_tickets = 0;
         server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
 
-        let time = |seconds: i64| UNIX_EPOCH + Duration::from_secs(seconds.max(0).unsigned_abs());
         Ok(Self {
             identity,
             not_before: time(validity.0),
             not_after: time(validity.1),
             certified,
-            roots: store,
+            trust,
             server: Arc::new(server),
         })
     }
 
     pub fn is_valid(&self, now: SystemTime) -> bool {
         now < self.not_after
+    }
+
+    /// What makes it worth nothing from the start, and what its times say of the clock.
+    pub(super) fn check_clock(
+        &self,
+        now: SystemTime,
+    ) -> Result<Option<String>, CertificateFailure> {
+        let skew = clock::skew(self.not_before, now);
+        if self.is_valid(now) {
+            return Ok(skew);
+        }
+        Err(CertificateFailure::Expired(skew.unwrap_or_else(|| {
+            "the certificate has already expired".to_owned()
+        })))
+    }
+
+    /// Whether it leads to the root that others are signed with now.
+    pub(super) fn is_of_signing_root(&self) -> bool {
+        let roots = self.trust.current();
+        roots.signs(&self.certified.cert, UnixTime::now())
+    }
+
+    /// Whether peers that know what this proxy knows believe it.
+    pub(super) fn is_believed(&self) -> bool {
+        let roots = self.trust.current();
+        roots.lead_from(&self.certified.cert, Role::Server, UnixTime::now())
+    }
+
+    /// Who connected to a server of this identity, and for how long that is good.
+    pub fn client_of(
+        &self,
+        connection: &rustls::CommonState,
+    ) -> Result<(Identity, Standing), PeerError> {
+        self.peer(connection, Role::Client)
+    }
+
+    /// How long a connection that was made with this certificate takes new streams.
+    pub fn server_of(&self, connection: &rustls::CommonState) -> Result<Standing, PeerError> {
+        let (_, standing) = self.peer(connection, Role::Server)?;
+        Ok(standing.at_most_until(self.not_after))
     }
 
     /// What a server of this identity accepts: any peer of the mesh.
@@ -138,7 +169,7 @@ impl Certificate {
     pub fn client(&self, expected: Identity) -> Result<Arc<ClientConfig>, rustls::Error> {
         let verifier = Arc::new(ExpectedServer {
             expected,
-            roots: self.roots.clone(),
+            trust: self.trust.clone(),
         });
         let mut client = ClientConfig::builder_with_provider(PROVIDER.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -151,8 +182,28 @@ impl Certificate {
         Ok(Arc::new(client))
     }
 
+    fn peer(
+        &self,
+        connection: &rustls::CommonState,
+        role: Role,
+    ) -> Result<(Identity, Standing), PeerError> {
+        let chain = connection.peer_certificates().ok_or(PeerError::None)?;
+        let leaf = chain.first().ok_or(PeerError::None)?;
+        let identity = spiffe_id(leaf).ok_or(PeerError::None)?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|_| PeerError::None)?;
+        let not_after = time(parsed.validity().not_after.timestamp());
+        let chain = chain.iter().map(|one| one.clone().into_owned()).collect();
+        let standing = Standing::new(self.trust.clone(), role, chain, not_after);
+        Ok((identity, standing))
+    }
+
     pub fn leaf(&self) -> Option<&CertificateDer<'static>> {
         self.certified.cert.first()
+    }
+
+    /// SHA-256 of each root's DER, in hexadecimal: whom it believes now.
+    pub fn root_fingerprints(&self) -> Vec<String> {
+        self.trust.current().fingerprints().to_vec()
     }
 }
 
@@ -160,7 +211,7 @@ impl Certificate {
 #[derive(Debug)]
 struct ExpectedServer {
     expected: Identity,
-    roots: Arc<RootCertStore>,
+    trust: Trust,
 }
 
 impl ServerCertVerifier for ExpectedServer {
@@ -172,13 +223,8 @@ impl ServerCertVerifier for ExpectedServer {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        rustls::client::verify_server_cert_signed_by_trust_anchor(
-            &rustls::server::ParsedCertificate::try_from(end_entity)?,
-            &self.roots,
-            intermediates,
-            now,
-            PROVIDER.signature_verification_algorithms.all,
-        )?;
+        let roots = self.trust.current();
+        roots.verify_server(end_entity, intermediates, now)?;
         match spiffe_id(end_entity) {
             Some(found) if found == self.expected => Ok(ServerCertVerified::assertion()),
             found => Err(rustls::Error::InvalidCertificate(CertificateError::Other(
@@ -205,24 +251,17 @@ impl ServerCertVerifier for ExpectedServer {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &PROVIDER.signature_verification_algorithms,
-        )
+        verify_tls13(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        PROVIDER
-            .signature_verification_algorithms
-            .supported_schemes()
+        schemes()
     }
 }
 
 /// Checks a client's chain as webpki does, and that it has a SPIFFE ID at all.
 #[derive(Debug)]
-struct MeshClients(Arc<dyn ClientCertVerifier>);
+struct MeshClients(Trust);
 
 impl ClientCertVerifier for MeshClients {
     fn root_hint_subjects(&self) -> &[rustls::DistinguishedName] {
@@ -236,7 +275,8 @@ impl ClientCertVerifier for MeshClients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<rustls::server::danger::ClientCertVerified, rustls::Error> {
-        let verified = self.0.verify_client_cert(end_entity, intermediates, now)?;
+        let roots = self.0.current();
+        let verified = roots.verify_client(end_entity, intermediates, now)?;
         match spiffe_id(end_entity) {
             Some(_) => Ok(verified),
             None => Err(rustls::Error::InvalidCertificate(
@@ -247,11 +287,11 @@ impl ClientCertVerifier for MeshClients {
 
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
+        Err(rustls::Error::General("TLS 1.3 only".to_owned()))
     }
 
     fn verify_tls13_signature(
@@ -260,12 +300,31 @@ impl ClientCertVerifier for MeshClients {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
+        verify_tls13(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        schemes()
     }
+}
+
+fn verify_tls13(
+    message: &[u8],
+    cert: &CertificateDer<'_>,
+    dss: &DigitallySignedStruct,
+) -> Result<HandshakeSignatureValid, rustls::Error> {
+    rustls::crypto::verify_tls13_signature(
+        message,
+        cert,
+        dss,
+        &PROVIDER.signature_verification_algorithms,
+    )
+}
+
+fn schemes() -> Vec<SignatureScheme> {
+    PROVIDER
+        .signature_verification_algorithms
+        .supported_schemes()
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -289,16 +348,8 @@ pub fn unexpected_peer(handshake: &std::io::Error) -> Option<&PeerError> {
     }
 }
 
-/// Who is at the other end of a finished handshake, and for how much longer.
-pub fn peer_identity(connection: &rustls::CommonState) -> Result<(Identity, Duration), PeerError> {
-    let leaf = connection
-        .peer_certificates()
-        .and_then(|chain| chain.first())
-        .ok_or(PeerError::None)?;
-    let identity = spiffe_id(leaf).ok_or(PeerError::None)?;
-    let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|_| PeerError::None)?;
-    let left = parsed.validity().time_to_expiration().unwrap_or_default();
-    Ok((identity, left.try_into().unwrap_or_default()))
+fn time(seconds: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(seconds.max(0).unsigned_abs())
 }
 
 /// X.509-SVID §2: exactly one URI SAN.

@@ -1,10 +1,15 @@
 //! Who a workload is, and how it proves it.
 
 mod certificate;
+mod clock;
 mod renewal;
+mod trust;
 
-pub use certificate::{Certificate, peer_identity, unexpected_peer};
+pub(crate) use certificate::PROVIDER;
+pub use certificate::{Certificate, unexpected_peer};
+pub use clock::{BACKDATE, explain_handshake};
 pub use renewal::{Held, Identities};
+pub use trust::{Standing, Trust};
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,6 +25,16 @@ impl Identity {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    pub fn trust_domain(&self) -> &str {
+        self.0.split('/').nth(2).unwrap_or_default()
+    }
+
+    /// `None` if the identity is not of this form.
+    pub fn namespace(&self) -> Option<&str> {
+        let mut parts = self.0.split('/').skip(3);
+        (parts.next() == Some("ns")).then(|| parts.next())?
     }
 
     /// `namespace/service-account`, short for logs and labels.
@@ -58,5 +73,17 @@ mod tests {
             Identity::from("spiffe://other/x").short(),
             "spiffe://other/x"
         );
+    }
+
+    #[test]
+    fn parts_of_an_identity() {
+        let web = Identity::new("duet.local", "shop", "web");
+        assert_eq!(
+            (web.trust_domain(), web.namespace()),
+            ("duet.local", Some("shop"))
+        );
+        let other = Identity::from("spiffe://other/x/shop");
+        assert_eq!((other.trust_domain(), other.namespace()), ("other", None));
+        assert_eq!(Identity::from("spiffe://other").namespace(), None);
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! Several workloads of one service account share one. It is made when the first
 //! of them arrives, renewed at about 70 % of its life, and dropped with the last.
-//! While it cannot be renewed, the old one serves until it expires.
+//! While it cannot be renewed, the old one serves until it expires. It is renewed
+//! early when the mesh has come to sign with another root than the one it leads to.
 
 use super::Identity;
 use super::certificate::{Certificate, CertificateFailure, PendingKey};
+use super::trust::{Roots, Trust};
 use crate::capture::WorkloadName;
 use crate::control::{Backoff, Control};
 use crate::telemetry::Metrics;
@@ -21,9 +23,15 @@ const RENEW_AT: f64 = 0.7;
 const JITTER: f64 = 0.05;
 /// A certificate is never renewed more often than this.
 const MIN_RENEWAL: Duration = Duration::from_secs(1);
+/// When the mesh signs with another root, all certificates are renewed within this
+/// time, or a tenth of what is left of their lives: ten thousand of them then are
+/// about 30 a second.
+const SPREAD: Duration = Duration::from_secs(5 * 60);
+const SPREAD_SHARE: f64 = 0.1;
 
 pub struct Identities {
     control: Control,
+    trust: Trust,
     metrics: Arc<Metrics>,
     held: Mutex<HashMap<Identity, Weak<Held>>>,
 }
@@ -39,9 +47,10 @@ pub struct Held {
 }
 
 impl Identities {
-    pub fn new(control: Control, metrics: Arc<Metrics>) -> Self {
+    pub fn new(control: Control, trust: Trust, metrics: Arc<Metrics>) -> Self {
         Self {
             control,
+            trust,
             metrics,
             held: Mutex::default(),
         }
@@ -59,6 +68,7 @@ impl Identities {
         let (sender, current) = watch::channel(None);
         let renewal = tokio::spawn(renew(
             self.control.clone(),
+            self.trust.clone(),
             self.metrics.clone(),
             identity.clone(),
             workloads.clone(),
@@ -127,6 +137,7 @@ impl Drop for Held {
 
 async fn renew(
     control: Control,
+    trust: Trust,
     metrics: Arc<Metrics>,
     identity: Identity,
     workloads: Arc<Mutex<BTreeSet<WorkloadName>>>,
@@ -134,6 +145,7 @@ async fn renew(
 ) {
     let mut backoff = Backoff::default();
     let mut refused = 0;
+    let mut renewed_for = None;
     loop {
         // What duet-control refuses to one workload it may grant to the next.
         let asker = {
@@ -146,8 +158,9 @@ async fn renew(
             tokio::time::sleep(backoff.next()).await;
             continue;
         };
-        match certify(&control, &identity, &workload).await {
+        match certify(&control, &trust, &identity, &workload).await {
             Ok(certificate) => {
+                let certificate = Arc::new(certificate);
                 backoff = Backoff::default();
                 refused = 0;
                 let wait = renewal_delay(&certificate, SystemTime::now());
@@ -158,8 +171,18 @@ async fn renew(
                     "certificate issued"
                 );
                 metrics.identity_certified(&identity, certificate.not_after);
-                current.send_replace(Some(Arc::new(certificate)));
-                tokio::time::sleep(wait).await;
+                current.send_replace(Some(certificate.clone()));
+                let until_superseded = superseded(&trust, &certificate, &mut renewed_for);
+                if let Ok(roots) = tokio::time::timeout(wait, until_superseded).await {
+                    let wait = spread(&certificate, SystemTime::now());
+                    tracing::info!(
+                        %identity,
+                        roots = roots.certificates().len(),
+                        renewal_in = ?wait,
+                        "the mesh signs with another root"
+                    );
+                    tokio::time::sleep(wait).await;
+                }
             }
             Err(reason) => {
                 let wait = backoff.next();
@@ -180,8 +203,30 @@ enum CertifyError {
     Control(#[from] tonic::Status),
 }
 
+/// Waits until the mesh signs with another root than the one `certificate` leads to.
+/// A bundle is reason enough for one renewal: whoever answered that one may not have
+/// known of it yet, and then the certificate's own end is soon enough.
+async fn superseded(
+    trust: &Trust,
+    certificate: &Certificate,
+    renewed_for: &mut Option<u64>,
+) -> Arc<Roots> {
+    let mut generation = trust.generation();
+    loop {
+        let roots = trust.current();
+        if *renewed_for != Some(roots.generation) && !certificate.is_of_signing_root() {
+            *renewed_for = Some(roots.generation);
+            return roots;
+        }
+        if generation.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 async fn certify(
     control: &Control,
+    trust: &Trust,
     identity: &Identity,
     workload: &WorkloadName,
 ) -> Result<Certificate, CertifyError> {
@@ -189,18 +234,18 @@ async fn certify(
     let answer = control
         .certify(workload.to_string(), key.csr.clone())
         .await?;
+    trust.certified(&answer.chain, &answer.roots);
     let certificate = Certificate::new(
         identity.clone(),
         key,
         answer.chain,
-        answer.roots,
+        trust.clone(),
         (answer.not_before, answer.not_after),
     )?;
-    if certificate.is_valid(SystemTime::now()) {
-        Ok(certificate)
-    } else {
-        Err(CertificateFailure::Expired.into())
+    if let Some(skew) = certificate.check_clock(SystemTime::now())? {
+        tracing::warn!(%identity, "{skew}");
     }
+    Ok(certificate)
 }
 
 /// At 70 % of what was left of its life when it arrived: certificates are
@@ -212,4 +257,103 @@ fn renewal_delay(certificate: &Certificate, now: SystemTime) -> Duration {
         .unwrap_or_default();
     let share = RENEW_AT + JITTER * (2.0 * fastrand::f64() - 1.0);
     left.mul_f64(share).max(MIN_RENEWAL)
+}
+
+/// Somewhere in [`SPREAD`]; at once if peers do not believe it any more.
+fn spread(certificate: &Certificate, now: SystemTime) -> Duration {
+    if !certificate.is_believed() {
+        return MIN_RENEWAL.mul_f64(fastrand::f64());
+    }
+    let left = certificate
+        .not_after
+        .duration_since(now)
+        .unwrap_or_default();
+    SPREAD
+        .min(left.mul_f64(SPREAD_SHARE))
+        .mul_f64(fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
+        ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+    };
+    use std::time::UNIX_EPOCH;
+
+    const ID: &str = "spiffe://td/ns/a/sa/b";
+
+    struct Root {
+        der: Vec<u8>,
+        issuer: Issuer<'static, KeyPair>,
+    }
+
+    fn root(name: &str) -> Root {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let der = params.self_signed(&key).unwrap().der().to_vec();
+        let issuer = Issuer::new(params, key);
+        Root { der, issuer }
+    }
+
+    fn certificate(root: &Root, trust: &Trust, lifetime: Duration) -> Certificate {
+        let key = PendingKey::generate().unwrap();
+        let mut request =
+            CertificateSigningRequestParams::from_der(&key.csr.as_slice().into()).unwrap();
+        request.params.subject_alt_names = vec![SanType::URI(ID.try_into().unwrap())];
+        request.params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let leaf = request.signed_by(&root.issuer).unwrap().der().to_vec();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap();
+        let validity = (seconds(now), seconds(now + lifetime));
+        Certificate::new(ID.into(), key, vec![leaf], trust.clone(), validity).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_signing_root_is_reason_enough_once() {
+        let (old, new) = (root("old"), root("new"));
+        let trust = Trust::default();
+        trust.discovered(std::slice::from_ref(&old.der));
+        let first = certificate(&old, &trust, Duration::from_secs(86_400));
+        let mut renewed_for = None;
+        let minute = Duration::from_secs(60);
+        let quiet = async |certificate: &Certificate, renewed_for: &mut Option<u64>| {
+            let superseded = superseded(&trust, certificate, renewed_for);
+            tokio::time::timeout(minute, superseded).await.is_err()
+        };
+        assert!(quiet(&first, &mut renewed_for).await);
+        trust.discovered(&[old.der.clone(), new.der.clone()]);
+        assert!(quiet(&first, &mut renewed_for).await, "it is only told of");
+        assert!(spread(&first, SystemTime::now()) <= SPREAD);
+
+        trust.discovered(&[new.der.clone(), old.der.clone()]);
+        assert!(!quiet(&first, &mut renewed_for).await, "now it signs");
+        // The replica that was asked did not know it yet: once is enough.
+        let again = certificate(&old, &trust, Duration::from_secs(86_400));
+        assert!(quiet(&again, &mut renewed_for).await);
+        let second = certificate(&new, &trust, Duration::from_secs(86_400));
+        trust.discovered(&[new.der]);
+        assert!(quiet(&second, &mut renewed_for).await);
+        // Nobody believes the old one any more.
+        assert!(!quiet(&again, &mut renewed_for).await);
+        assert!(spread(&again, SystemTime::now()) <= MIN_RENEWAL);
+    }
+
+    #[test]
+    fn a_short_life_is_spread_over_little() {
+        let root = root("root");
+        let trust = Trust::default();
+        trust.discovered(std::slice::from_ref(&root.der));
+        let certificate = certificate(&root, &trust, Duration::from_secs(100));
+        for _ in 0..100 {
+            let spread = spread(&certificate, SystemTime::now());
+            assert!(spread <= Duration::from_secs(10), "{spread:?}");
+        }
+    }
 }

@@ -1,9 +1,11 @@
-//! One line for each request, and one for each opaque connection, when it is over.
+//! One line for each request, and one for each opaque connection, when it is over:
+//! in the log, if there is one, and to whoever taps.
 
 use crate::capture::{Direction, WorkloadName};
 use crate::config::AccessLogFormat;
 use crate::detect::Protocol;
 use crate::telemetry::Peer;
+use crate::telemetry::tap::{Failed, Line, Taps};
 use http::{Method, Request, StatusCode};
 use serde::Serialize;
 use std::io::Write;
@@ -23,6 +25,7 @@ pub struct AccessLog {
     format: AccessLogFormat,
     lines: Option<std::sync::mpsc::SyncSender<String>>,
     dropped: Arc<AtomicU64>,
+    taps: Arc<Taps>,
 }
 
 pub struct RequestLine {
@@ -86,31 +89,31 @@ impl RequestLine {
 }
 
 #[derive(Serialize)]
-struct Record<'a> {
-    time: String,
-    direction: &'a str,
-    workload: String,
-    client: SocketAddr,
+pub(super) struct Record<'a> {
+    pub time: String,
+    pub direction: &'a str,
+    pub workload: String,
+    pub client: SocketAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
-    server: Option<SocketAddr>,
-    peer: &'a str,
-    tls: bool,
-    protocol: &'a str,
+    pub server: Option<SocketAddr>,
+    pub peer: &'a str,
+    pub tls: bool,
+    pub protocol: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    method: Option<&'a str>,
+    pub method: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    authority: Option<&'a str>,
+    pub authority: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    path: Option<&'a str>,
+    pub path: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<u16>,
+    pub status: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    sent_bytes: Option<u64>,
+    pub sent_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    received_bytes: Option<u64>,
-    duration_us: u128,
+    pub received_bytes: Option<u64>,
+    pub duration_us: u128,
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
+    pub error: Option<String>,
 }
 
 impl AccessLog {
@@ -121,6 +124,7 @@ impl AccessLog {
                 format,
                 lines: None,
                 dropped,
+                taps: Arc::default(),
             };
         }
         let lost = dropped.clone();
@@ -143,15 +147,21 @@ impl AccessLog {
             format,
             lines: Some(lines),
             dropped,
+            taps: Arc::default(),
         }
     }
 
+    /// Whether anybody will want a line.
     pub fn is_on(&self) -> bool {
-        self.lines.is_some()
+        self.lines.is_some() || self.taps.is_on()
+    }
+
+    pub fn taps(&self) -> &Arc<Taps> {
+        &self.taps
     }
 
     pub fn request(&self, line: &RequestLine, status: StatusCode, took: Duration) {
-        self.write(&Record {
+        let record = Record {
             time: now(),
             direction: line.direction.as_str(),
             workload: line.workload.to_string(),
@@ -168,7 +178,8 @@ impl AccessLog {
             received_bytes: None,
             duration_us: took.as_micros(),
             error: None,
-        });
+        };
+        self.write(Line::Request, &record);
     }
 
     pub fn connection(
@@ -178,7 +189,7 @@ impl AccessLog {
         took: Duration,
         error: Option<String>,
     ) {
-        self.write(&Record {
+        let record = Record {
             time: now(),
             direction: line.direction.as_str(),
             workload: line.workload.to_string(),
@@ -195,10 +206,33 @@ impl AccessLog {
             received_bytes: Some(bytes.1),
             duration_us: took.as_micros(),
             error,
-        });
+        };
+        self.write(Line::Connection, &record);
     }
 
-    fn write(&self, record: &Record<'_>) {
+    /// What the proxy could not do, for taps; the log of the process has it too.
+    pub fn failed(
+        &self,
+        direction: Direction,
+        workload: &WorkloadName,
+        reason: &str,
+        error: &dyn std::fmt::Display,
+    ) {
+        if self.taps.is_on() {
+            self.taps.offer(&Line::Failure(&Failed {
+                time: now(),
+                direction: direction.as_str(),
+                workload: workload.to_string(),
+                reason,
+                error: error.to_string(),
+            }));
+        }
+    }
+
+    fn write<'a>(&self, kind: fn(&'a Record<'a>) -> Line<'a>, record: &'a Record<'a>) {
+        if self.taps.is_on() {
+            self.taps.offer(&kind(record));
+        }
         let Some(lines) = &self.lines else { return };
         let line = match self.format {
             AccessLogFormat::Json => serde_json::to_string(record).unwrap_or_default(),
@@ -256,6 +290,7 @@ mod tests {
             format,
             lines: Some(lines),
             dropped: Arc::default(),
+            taps: Arc::default(),
         };
         (log, queue)
     }

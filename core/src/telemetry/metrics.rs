@@ -7,6 +7,7 @@
 
 use crate::capture::{Direction, WorkloadName};
 use crate::identity::Identity;
+use crate::telemetry::decisions::Decisions;
 use dashmap::DashMap;
 use http::StatusCode;
 use parking_lot::RwLock;
@@ -39,6 +40,7 @@ pub struct Metrics {
     received: IntCounterVec,
     failures: IntCounterVec,
     detect_timeouts: IntCounterVec,
+    decisions: Decisions,
     certificate_expiry: GaugeVec,
     certify_failures: IntCounter,
     workloads: IntGauge,
@@ -64,10 +66,12 @@ pub enum Failure {
     Plaintext,
     Upstream,
     NotLocal,
+    OutOfReach,
+    Policy,
 }
 
 impl Failure {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::OriginalDestination,
         Self::NoEndpoints,
         Self::Connect,
@@ -77,6 +81,8 @@ impl Failure {
         Self::Plaintext,
         Self::Upstream,
         Self::NotLocal,
+        Self::OutOfReach,
+        Self::Policy,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -90,6 +96,8 @@ impl Failure {
             Self::Plaintext => "plaintext_refused",
             Self::Upstream => "upstream",
             Self::NotLocal => "not_local",
+            Self::OutOfReach => "out_of_reach",
+            Self::Policy => "policy",
         }
     }
 }
@@ -213,6 +221,7 @@ impl Metrics {
         registry.register(Box::new(process)).expect("unique");
 
         Self {
+            decisions: Decisions::new(&registry),
             registry,
             series: DashMap::new(),
             responses,
@@ -285,6 +294,7 @@ impl Metrics {
             meters.remove_from(self);
             false
         });
+        self.decisions.forget(local, |_| false);
         for direction in [Direction::Inbound, Direction::Outbound] {
             let labels = [direction.as_str(), local.namespace(), local.name()];
             let _ = self.detect_timeouts.remove_label_values(&labels);
@@ -309,6 +319,21 @@ impl Metrics {
     pub fn detection_timed_out(&self, direction: Direction, local: &WorkloadName) {
         let labels = [direction.as_str(), local.namespace(), local.name()];
         self.detect_timeouts.with_label_values(&labels).inc();
+    }
+
+    /// Of a policy about a workload.
+    pub fn decisions(
+        &self,
+        local: &WorkloadName,
+        policy: &str,
+        decision: &'static str,
+    ) -> IntCounter {
+        self.decisions.counter(local, policy, decision)
+    }
+
+    /// Removes what is exposed of policies that select the workload no more.
+    pub fn keep_decisions(&self, local: &WorkloadName, still: impl Fn(&str) -> bool) {
+        self.decisions.forget(local, still);
     }
 
     pub fn workloads(&self, count: usize) {
@@ -376,7 +401,7 @@ impl Meters {
                 .responses
                 .remove_label_values(&self.with(status.as_str()));
         }
-        for reason in ["done", "client", "server"] {
+        for reason in ["done", "client", "server", "revoked"] {
             let _ = metrics.closed.remove_label_values(&self.with(reason));
         }
     }

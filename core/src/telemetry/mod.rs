@@ -1,9 +1,14 @@
-//! What a proxy tells of itself: metrics and the access log.
+//! What a proxy tells of itself: metrics, the access log, a live tap, and the
+//! connections that are open.
 
 mod access_log;
+pub mod connections;
+mod decisions;
 mod metrics;
+pub mod tap;
 
 pub use access_log::{AccessLog, ConnectionLine, RequestLine};
+pub use connections::Connections;
 pub use metrics::{Failure, Meters, Metrics, Peer};
 
 /// Runs `f` when dropped: what is to be told when something is over.

@@ -3,6 +3,7 @@
 use super::{Tunnel, UpstreamError};
 use crate::http::Body;
 use crate::http::limits::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
+use crate::identity::Standing;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Request, Response, StatusCode};
@@ -11,7 +12,7 @@ use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -108,15 +109,15 @@ struct State {
     closed: AtomicBool,
     /// Streams that are open, or about to be.
     open: AtomicUsize,
-    /// When the certificate it was made with ends.
-    expires: Option<SystemTime>,
+    /// Over mTLS: whether what was checked when it was made is still true.
+    standing: Option<Standing>,
 }
 
 impl Connection {
     pub async fn establish<S>(
         io: S,
         address: SocketAddr,
-        expires: Option<SystemTime>,
+        standing: Option<Standing>,
         cancel: CancellationToken,
     ) -> Result<Self, UpstreamError>
     where
@@ -134,7 +135,7 @@ impl Connection {
             address,
             closed: AtomicBool::new(false),
             open: AtomicUsize::new(0),
-            expires,
+            standing,
         });
         let ended = state.clone();
         tokio::spawn(async move {
@@ -148,10 +149,7 @@ impl Connection {
 
     fn is_usable(&self) -> bool {
         !self.state.closed.load(Ordering::Acquire)
-            && self
-                .state
-                .expires
-                .is_none_or(|expires| SystemTime::now() < expires)
+            && self.state.standing.as_ref().is_none_or(Standing::holds)
     }
 
     fn is_idle(&self) -> bool {
@@ -230,6 +228,11 @@ impl Stream {
             .map_err(|error| refused(address, error))?;
         match response.status() {
             StatusCode::OK => Ok(Tunnel::new(stream, response.into_body()).on(slot)),
+            // No fault of the endpoint's.
+            StatusCode::FORBIDDEN => {
+                let reason = format!("the proxy of {address} denies it by policy");
+                Err(UpstreamError::Denied(reason.into()))
+            }
             status => {
                 let reason = format!("the peer's proxy answered {status}");
                 Err(refused(address, reason))

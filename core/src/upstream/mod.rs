@@ -11,12 +11,14 @@ mod tunnel;
 
 pub use tunnel::{Tunnel, send_body};
 
-use crate::capture::{Kernel, MESH_PORT, WorkloadName};
+use crate::capture::{Direction, Kernel, MESH_PORT, WorkloadName};
+use crate::detect::Protocol;
 use crate::directory::Transport;
 use crate::http::{self as message, Body};
-use crate::identity::{Certificate, Identity, unexpected_peer};
+use crate::identity::{Certificate, Identity, explain_handshake, unexpected_peer};
 use crate::relay::Abort;
-use crate::telemetry::Failure;
+use crate::telemetry::connections::{self, Kind, Opened};
+use crate::telemetry::{Connections, Failure};
 use ::http::{Request, Response, StatusCode, Version};
 use dashmap::DashMap;
 use hyper::body::Incoming;
@@ -88,6 +90,17 @@ pub enum UpstreamError {
     NotReady(String),
     #[error("{0} is not an address of this workload")]
     NotLocal(String),
+    /// It is in the mesh, and how to reach it this proxy is not told.
+    #[error(
+        "{0} is in the mesh and out of this workload's reach: add the other's namespace to \
+         duet.dev/reach of this one's"
+    )]
+    OutOfReach(SocketAddr),
+    /// A policy says no, or none says yes.
+    #[error("{0}")]
+    Denied(Arc<str>),
+    #[error("plaintext is not taken: mTLS is strict")]
+    Plaintext,
     #[error("connecting to {address}: {reason}")]
     Connect {
         address: SocketAddr,
@@ -123,6 +136,9 @@ impl UpstreamError {
             Self::NoEndpoints => Failure::NoEndpoints,
             Self::NotReady(_) | Self::Unknown(_) | Self::Identity { .. } => Failure::Identity,
             Self::NotLocal(_) => Failure::NotLocal,
+            Self::OutOfReach(_) => Failure::OutOfReach,
+            Self::Denied(_) => Failure::Policy,
+            Self::Plaintext => Failure::Plaintext,
             Self::Connect { .. } => Failure::Connect,
             Self::ConnectTimeout(_) => Failure::ConnectTimeout,
             Self::Handshake { .. } => Failure::Handshake,
@@ -159,6 +175,9 @@ type Places<K, V> = DashMap<K, Arc<V>>;
 
 /// The connections of one workload.
 pub struct Upstreams {
+    workload: WorkloadName,
+    /// Where those to peers are listed.
+    listed: Arc<Connections>,
     kernel: Arc<dyn Kernel>,
     connect_timeout: Duration,
     h1: Arc<Places<Target, h1::Pool>>,
@@ -177,6 +196,8 @@ pub enum Place {
 
 impl Upstreams {
     pub fn new(
+        workload: WorkloadName,
+        listed: Arc<Connections>,
         kernel: Arc<dyn Kernel>,
         connect_timeout: Duration,
         cancel: CancellationToken,
@@ -186,6 +207,8 @@ impl Upstreams {
         let sweep = sweep(Arc::clone(&h1), Arc::clone(&h2));
         tokio::spawn(cancel.clone().run_until_cancelled_owned(sweep));
         Self {
+            workload,
+            listed,
             kernel,
             connect_timeout,
             h1,
@@ -291,11 +314,12 @@ impl Upstreams {
     }
 
     /// Sends a request that wants to leave HTTP on a connection of its own, and
-    /// joins both sides if it may.
+    /// joins both sides if it may, until `cut`.
     pub async fn upgrade(
         &self,
         io: Box<dyn Io>,
         mut request: Request<Incoming>,
+        cut: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Response<Body>, UpstreamError> {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))
             .await
@@ -316,7 +340,10 @@ impl Upstreams {
             if let (Ok(client), Ok(server)) = tokio::join!(client, server) {
                 let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
                 // Either side's failure closes both: HTTP upgrades have no reset.
-                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                    () = cut => {}
+                }
             }
         };
         // It has left HTTP, but it is still a connection that a drain waits for.
@@ -341,6 +368,7 @@ impl Upstreams {
                 .map_err(|error| UpstreamError::handshake(address, error))?;
             let tcp = self.tcp(address).await?;
             watch_peer(&tcp);
+            let own = tcp.local_addr();
             let name = ServerName::IpAddress(address.ip().into());
             let handshake = TlsConnector::from(tls).connect(name, tcp);
             let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
@@ -351,10 +379,23 @@ impl Upstreams {
                         address,
                         reason: unexpected.to_string().into(),
                     },
-                    None => UpstreamError::handshake(address, error),
+                    None => UpstreamError::handshake(address, explain_handshake(&error)),
                 })?;
-            let expires = Some(certificate.not_after);
-            h2::Connection::establish(stream, address, expires, self.cancel.clone()).await
+            let standing = certificate
+                .server_of(stream.get_ref().1)
+                .map_err(|error| UpstreamError::handshake(address, error))?;
+            let entry = self.listed.open(Opened {
+                kind: Kind::Mesh,
+                direction: Direction::Outbound,
+                workload: &self.workload,
+                client: own.map_err(|error| UpstreamError::handshake(address, error))?,
+                destination: address,
+            });
+            let listed = entry.connection();
+            listed.between(Some(peer), connections::Transport::Mtls);
+            listed.speaks(Protocol::Http2);
+            let stream = entry.server(stream);
+            h2::Connection::establish(stream, address, Some(standing), self.cancel.clone()).await
         };
         shared.get(connect).await
     }

@@ -3,6 +3,7 @@
 mod cost;
 mod exposure;
 mod harm;
+mod life;
 
 use super::words;
 use crate::results::{
@@ -12,15 +13,22 @@ use crate::results::{
 type Question = fn(&Case) -> Option<Verdict>;
 
 /// What does it cost me, who gets hurt when something goes wrong, what does an attacker get.
-const QUESTIONS: [(&str, Question); 9] = [
+const QUESTIONS: [(&str, Question); 16] = [
     ("L1", cost::added_latency),
     ("L1", cost::faster_of_two),
     ("L2", cost::new_connections),
     ("R1", cost::memory),
     ("R2", cost::cpu_per_request),
     ("I1", harm::noisy_neighbour),
+    ("I8", life::exhausted_proxy),
     ("F1", harm::killed_proxy),
     ("F5", exposure::fail_open),
+    ("S1", life::first_act),
+    ("S2", life::init_container),
+    ("S3", life::jobs),
+    ("S4", life::deleted_pod),
+    ("S6", life::what_is_seen),
+    ("U1", life::upgrade),
     ("X1", exposure::keys_in_memory),
 ];
 
@@ -173,6 +181,7 @@ fn subject(arm: &Arm) -> String {
         (Placement::None, _) => "no mesh".into(),
         (Placement::Sidecar, "sidecar") => "sidecars".into(),
         (Placement::Agent, "agent") => "the agent".into(),
+        (Placement::Sidecar, "classic") => "classic sidecars".into(),
         (_, name) => name.into(),
     }
 }

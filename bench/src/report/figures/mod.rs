@@ -43,6 +43,7 @@ pub fn style(arm: &str) -> (String, Shape) {
         "agent" => (2, Shape::Square),
         "aa" => (3, Shape::Triangle),
         "agent+tenancy" => (4, Shape::Diamond),
+        "classic" => (5, Shape::Triangle),
         other => (
             5 + other.bytes().map(usize::from).sum::<usize>() % 3,
             Shape::Diamond,

@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::super::rows::{Cell, Row, Table};
 use crate::analysis::words;
-use crate::results::{Claim, Pressure, Results, Scenario, State};
+use crate::results::{Claim, KubernetesNode, Pressure, Results, Scenario, State};
 use crate::stats::MIN_BLOCKS;
 
 pub fn parity(results: &Results) -> Markup {
@@ -172,6 +172,10 @@ pub fn machine(results: &Results) -> Markup {
     if let Some(governor) = &m.governor {
         rows.push(("CPU governor", governor.clone()));
     }
+    if let Some(kubernetes) = &m.kubernetes {
+        rows.push(("Kubernetes", kubernetes.version.clone()));
+        rows.extend(kubernetes.nodes.iter().map(|node| ("node", in_words(node))));
+    }
     rows.extend([
         ("TLS suite", m.tls_suite.clone()),
         ("compiler", m.rustc.clone()),
@@ -203,6 +207,32 @@ pub fn machine(results: &Results) -> Markup {
             }
         }
     }
+}
+
+/// A node in a line.
+fn in_words(node: &KubernetesNode) -> String {
+    let machine = match &node.same_machine_as {
+        Some(other) => format!("the same machine as {other}"),
+        None => format!(
+            "{} × {}, {}, kernel {}",
+            node.cores,
+            node.cpu,
+            words::quantity(node.memory_mib as f64, "MiB"),
+            node.kernel
+        ),
+    };
+    let clock = if node.clock_uncertainty_us > 0.0 {
+        format!(
+            ", clock known to ±{}",
+            words::quantity(node.clock_uncertainty_us, "µs")
+        )
+    } else {
+        String::new()
+    };
+    format!(
+        "{}: {machine}; {}, {}{clock}",
+        node.name, node.system, node.runtime
+    )
 }
 
 fn pressure(pressure: &Pressure) -> String {
@@ -244,6 +274,13 @@ pub fn method(results: &Results) -> Markup {
                  on interval and floor, and family-wise certainty needs more blocks." }
             p { "Counts (bytes on the wire, keys in memory, pods hit by a kill) are reported as seen. Pods of one node fall together, \
                  so the kill is the unit and not the pod. None seen in n trials is given with what that still allows." }
+            @if results.machine.kubernetes.is_some() {
+                p { "Nodes and pods were a Kubernetes cluster's, steered through its API server. Generators run in the pods; windows begin, \
+                     and the kernel's counters are read by a privileged pod on each node, at instants fixed beforehand on the node's own \
+                     clock. Where nodes are several machines, an instant on one is known on another to within half of the quickest round \
+                     trip, shown above. Generators run in the scheduling class shown above. A killed proxy is \
+                     restarted by the kubelet, and its pod is replaced before the next kill, because a kubelet backs off." }
+            }
             p { "Both placements run the same core, checked by fingerprint. Nothing was deleted as an outlier: the raw histograms and every \
                  void trial are in " code { "results.json" } "." }
             @if results.status.state != State::Valid {

@@ -1,0 +1,88 @@
+//! What an earlier agent had enrolled, taken up again.
+
+use super::{Enrolment, EnrolmentError, Members, Missing};
+use crate::netns::{self, Netns};
+use crate::pod;
+use crate::record::Record;
+use duet_core::WorkloadName;
+use duet_ebpf::NetnsCookie;
+use std::collections::HashSet;
+use std::path::Path;
+use tokio::sync::MutexGuard;
+
+impl Enrolment {
+    pub(super) async fn recover(&self) -> Result<(), EnrolmentError> {
+        let mut members = self.members.lock().await;
+        let entries = self.interception.maps().enrolled()?;
+        let known: HashSet<NetnsCookie> = entries.iter().map(|(cookie, _)| *cookie).collect();
+        // An agent that died in the middle of an enrolment leaves a link alone.
+        for cookie in self.interception.steered().unwrap_or_default() {
+            if !known.contains(&cookie) {
+                pod::forget(&self.interception, cookie);
+            }
+        }
+        for (netns, entry) in entries {
+            match Record::read(&entry) {
+                Some(record) => {
+                    let missing = Missing {
+                        netns,
+                        record,
+                        why: String::new(),
+                    };
+                    let name = missing.record.workload.clone();
+                    members.missing.insert(name, missing);
+                }
+                None => pod::forget(&self.interception, netns),
+            }
+        }
+        self.take_up(&mut members);
+        Ok(())
+    }
+
+    /// Tries to serve again what is missing.
+    pub(super) fn take_up(&self, members: &mut MutexGuard<'_, Members>) {
+        let names: Vec<WorkloadName> = members.missing.keys().cloned().collect();
+        for name in names {
+            let Some(missing) = members.missing.get(&name) else {
+                continue;
+            };
+            let netns = missing.netns;
+            let uid = missing.record.uid.clone();
+            let why = match find(missing) {
+                Some(found) => {
+                    let ready = Some(self.ready_guard(&name));
+                    match self.admit(members, found, name.clone(), uid, ready) {
+                        Ok(()) => continue,
+                        Err(error) => error.to_string(),
+                    }
+                }
+                None if self.interception.is_alive(netns) => {
+                    "its network namespace cannot be found".to_owned()
+                }
+                None => {
+                    tracing::info!(workload = %name, "its network namespace is gone");
+                    members.missing.remove(&name);
+                    pod::forget(&self.interception, netns);
+                    continue;
+                }
+            };
+            if let Some(missing) = members.missing.get_mut(&name)
+                && missing.why != why
+            {
+                tracing::warn!(workload = %name, why, "not taken up: its connections are refused");
+                missing.why = why;
+            }
+        }
+        self.count(members);
+    }
+}
+
+fn find(missing: &Missing) -> Option<Netns> {
+    let at = |path: &Path| {
+        Netns::open(path)
+            .ok()
+            .filter(|netns| netns.cookie() == missing.netns)
+    };
+    let elsewhere = || at(&netns::find_by_process(missing.record.file_id)?);
+    at(&missing.record.path).or_else(elsewhere)
+}

@@ -1,0 +1,202 @@
+//! The agent's binary: started, asked, stopped, killed.
+
+#![allow(dead_code, reason = "each test file uses some of it")]
+
+use super::world::{PATIENCE, TestPod, World};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_duet-agent");
+
+/// Where an agent finds duet-control, and what it needs for that.
+pub struct Control {
+    pub url: String,
+    pub root_pem: String,
+    pub token: String,
+}
+
+pub struct Agent {
+    child: Child,
+    pub metrics: SocketAddr,
+    pub health: SocketAddr,
+}
+
+// === impl Control ===
+
+impl Control {
+    /// Nobody is there.
+    pub fn away() -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let root = rcgen::CertificateParams::new(vec!["duet-control".to_owned()])
+            .unwrap()
+            .self_signed(&key)
+            .unwrap();
+        Self {
+            url: "https://127.0.0.1:1".to_owned(),
+            root_pem: root.pem(),
+            token: "none".to_owned(),
+        }
+    }
+}
+
+// === impl Agent ===
+
+impl Agent {
+    /// Starts it without a control plane, and waits until it can be asked.
+    pub fn start(world: &World) -> Self {
+        Self::start_with(world, &Control::away())
+    }
+
+    pub fn start_with(world: &World, control: &Control) -> Self {
+        let bundle = world.scratch().join("root.pem");
+        fs::write(&bundle, &control.root_pem).unwrap();
+        let token = world.scratch().join("token");
+        fs::write(&token, &control.token).unwrap();
+        let log = fs::File::create(world.scratch().join("log")).unwrap();
+        let [metrics, health] = [free_port(), free_port()];
+        let child = Command::new(BINARY)
+            .args(["run", "--node", "node-1", "--socket"])
+            .arg(world.scratch().join("agent.sock"))
+            .arg("--bpffs")
+            .arg(&world.bpffs)
+            .arg("--cgroup")
+            .arg(&world.cgroup)
+            .args(["--control", &control.url, "--trust-bundle"])
+            .arg(&bundle)
+            .arg("--token-file")
+            .arg(&token)
+            .args(["--admin", "127.0.0.1:0"])
+            .args(["--metrics", &metrics.to_string()])
+            .args(["--health", &health.to_string()])
+            .args(["--drain-timeout", "1s"])
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut agent = Self {
+            child,
+            metrics,
+            health,
+        };
+        let start = Instant::now();
+        while !ask(world, "list", &[]).status.success() {
+            assert!(
+                agent.child.try_wait().unwrap().is_none(),
+                "{}",
+                log_of(world)
+            );
+            assert!(start.elapsed() < PATIENCE, "{}", log_of(world));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        agent
+    }
+
+    /// SIGTERM.
+    pub fn stop(mut self) -> ExitStatus {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
+        self.child.wait().unwrap()
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn descriptors(&self) -> usize {
+        let directory = format!("/proc/{}/fd", self.child.id());
+        fs::read_dir(directory).unwrap().count()
+    }
+
+    /// The value of one series, 0 if it is not there.
+    pub fn metric(&self, series: &str) -> f64 {
+        let (_, page) = get(self.metrics, "/metrics");
+        let line = page
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// /ready's status and words.
+    pub fn ready(&self) -> (u16, String) {
+        get(self.health, "/ready")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port that is free now.
+fn free_port() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.local_addr().unwrap()
+}
+
+pub fn get(from: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(from).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {from}\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body.to_owned())
+}
+
+pub fn log_of(world: &World) -> String {
+    fs::read_to_string(world.scratch().join("log")).unwrap()
+}
+
+pub fn ask(world: &World, verb: &str, arguments: &[&str]) -> Output {
+    Command::new(BINARY)
+        .arg(verb)
+        .arg("--socket")
+        .arg(world.scratch().join("agent.sock"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// Standard output, of a verb that succeeds.
+pub fn told(world: &World, verb: &str, arguments: &[&str]) -> String {
+    let output = ask(world, verb, arguments);
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    assert!(output.status.success(), "{verb}: {}", text(output.stderr));
+    text(output.stdout)
+}
+
+/// Standard error, of a verb that does not.
+pub fn refused(world: &World, verb: &str, arguments: &[&str]) -> String {
+    let output = ask(world, verb, arguments);
+    assert_eq!(output.status.code(), Some(78));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(error.trim_end().lines().count(), 1, "{error}");
+    error
+}
+
+pub fn enrol(world: &World, name: &str, pod: &TestPod) {
+    let path = pod.path.to_str().unwrap();
+    told(world, "enrol", &["--workload", name, "--netns", path]);
+}
+
+#[track_caller]
+pub fn eventually(what: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !what() {
+        assert!(start.elapsed() < 3 * PATIENCE);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,86 @@
+//! The generators that an attendant has started, each a process of its own, as
+//! on any other cluster.
+
+use super::protocol::Loaded;
+use super::readings::said;
+use super::{Attendant, at, realtime};
+use crate::accounting::ProcessCpu;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::sync::PoisonError;
+use std::thread;
+
+impl Attendant {
+    pub(super) fn load(
+        &self,
+        id: u64,
+        arguments: &[String],
+        begin_ns: u64,
+    ) -> Result<Loaded, String> {
+        let program = std::env::current_exe().map_err(said)?;
+        // Of this question's thread, and so of the process that it starts.
+        realtime::enter();
+        let mut child = Command::new(program)
+            .arg("load")
+            .args(arguments)
+            .args(["--start-at", &begin_ns.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("start the generator: {error}"))?;
+        self.generators
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, child.id());
+        let complaints = child.stderr.take().map(|mut stderr| {
+            thread::spawn(move || {
+                let mut text = String::new();
+                let _ = stderr.read_to_string(&mut text);
+                text
+            })
+        });
+        let mut report = String::new();
+        let read = child
+            .stdout
+            .take()
+            .map_or(Ok(0), |mut stdout| stdout.read_to_string(&mut report));
+        let status = child.wait();
+        self.generators
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
+        let complaints = complaints
+            .and_then(|thread| thread.join().ok())
+            .unwrap_or_default();
+        read.map_err(said)?;
+        if !status.map_err(said)?.success() {
+            let last = complaints.lines().last().unwrap_or("it said nothing");
+            return Err(last.to_owned());
+        }
+        serde_json::from_str(&report).map_err(|error| format!("its report: {error}"))
+    }
+
+    pub(super) fn stop_load(&self, load: u64) -> Result<(), String> {
+        let generators = self
+            .generators
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let pid = generators.get(&load).ok_or("the generator has ended")?;
+        kill(Pid::from_raw(*pid as i32), Signal::SIGTERM).map_err(said)
+    }
+
+    pub(super) fn spent(&self, load: u64, at_ns: u64) -> Result<ProcessCpu, String> {
+        at(Some(at_ns))?;
+        let pid = self
+            .generators
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&load)
+            .copied()
+            .ok_or("the generator has ended")?;
+        ProcessCpu::read(pid).map_err(said)
+    }
+}

@@ -1,0 +1,493 @@
+//! What happens to pods, Jobs and connections on a real kubelet, in either mode.
+
+mod kubectl;
+
+use kubectl::{IMAGE, Namespace, PATIENCE, cluster, cluster_alone, eventually, said};
+use std::time::Duration;
+
+const MODES: [&str; 2] = ["sidecar", "agent"];
+
+/// One request, at once: no warm-up, no retry.
+fn first_act(address: &str) -> String {
+    format!("[load, --url, 'http://{address}/', --rate, '1', --duration, 2s, --warmup, 0s]")
+}
+
+/// A Job of one pod that asks `address` and then ends with the status of `args`.
+fn job(name: &str, address: &str, args: &str, annotations: &str) -> String {
+    let asks = first_act(address);
+    format!(
+        r"
+apiVersion: batch/v1
+kind: Job
+metadata: {{ name: {name} }}
+spec:
+  backoffLimit: 0
+  template:
+    metadata: {{ annotations: {annotations} }}
+    spec:
+      restartPolicy: Never
+      initContainers: [{{ name: asks, image: {IMAGE}, args: {asks} }}]
+      containers: [{{ name: app, image: {IMAGE}, args: {args} }}]
+"
+    )
+}
+
+#[test]
+fn the_app_connects_as_its_first_act() {
+    let Some(_cluster) = cluster() else {
+        return;
+    };
+    let servers = Namespace::new("first-web", "sidecar");
+    servers.annotate("duet.dev/mtls=strict");
+    let address = servers.web();
+    let clients = Namespace::new("first", "sidecar");
+    // Ten pods: a race would show in some.
+    for number in 0..10 {
+        clients.load(
+            &format!("app-{number}"),
+            &[
+                "--url",
+                &format!("http://{address}/"),
+                "--rate",
+                "20",
+                "--duration",
+                "1s",
+                "--warmup",
+                "0s",
+            ],
+        );
+    }
+    for number in 0..10 {
+        let name = format!("app-{number}");
+        clients.report(&name, PATIENCE).assert_nothing_failed(&name);
+    }
+}
+
+#[test]
+fn an_init_container_has_the_network() {
+    let Some(_cluster) = cluster() else {
+        return;
+    };
+    let servers = Namespace::new("init-web", "sidecar");
+    servers.annotate("duet.dev/mtls=strict");
+    let address = servers.web();
+    let clients = Namespace::new("init", "sidecar");
+    clients.apply(&job("asks", &address, "[list]", "{}"));
+    clients.said(&[
+        "wait",
+        "--for=condition=Complete",
+        "job/asks",
+        "--timeout=120s",
+    ]);
+    let asked = clients.said(&["logs", "job/asks", "-c", "asks"]);
+    assert!(asked.contains("\"errors\""), "{asked}");
+}
+
+#[test]
+fn a_job_ends_with_its_own_exit_code() {
+    let Some(_cluster) = cluster() else {
+        return;
+    };
+    for mode in MODES {
+        let servers = Namespace::new("job-web", mode);
+        let address = servers.web();
+        let jobs = Namespace::new("job", mode);
+        jobs.apply(&job("good", &address, "[list]", "{}"));
+        // duet-bench's exit code for usage is 3.
+        jobs.apply(&job("bad", &address, "[run, --profile, nonsense]", "{}"));
+        jobs.said(&[
+            "wait",
+            "--for=condition=Complete",
+            "job/good",
+            "--timeout=120s",
+        ]);
+        jobs.said(&[
+            "wait",
+            "--for=condition=Failed",
+            "job/bad",
+            "--timeout=120s",
+        ]);
+        for (job, code) in [("good", 0), ("bad", 3)] {
+            let pod = jobs.pods(&format!("job-name={job}")).remove(0);
+            let name = pod.trim_start_matches("pod/");
+            assert_eq!(
+                jobs.terminated(name, PATIENCE)["exitCode"],
+                code,
+                "{mode} {job}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_cron_job_goes_on_beside_its_proxy() {
+    let Some(_cluster) = cluster() else {
+        return;
+    };
+    let namespace = Namespace::new("cron", "sidecar");
+    namespace.apply(&format!(
+        r"
+apiVersion: batch/v1
+kind: CronJob
+metadata: {{ name: tick }}
+spec:
+  schedule: '* * * * *'
+  # Only if a run ends does the next begin.
+  concurrencyPolicy: Forbid
+  jobTemplate:
+    spec:
+      template:
+        spec:
+          restartPolicy: Never
+          containers: [{{ name: app, image: {IMAGE}, args: [list] }}]
+"
+    ));
+    eventually("two runs", Duration::from_secs(200), || {
+        let jobs = namespace.get("jobs");
+        let done = |job: &&serde_json::Value| job["status"]["succeeded"] == 1;
+        (jobs["items"].as_array()?.iter().filter(done).count() >= 2).then_some(())
+    });
+}
+
+#[test]
+fn a_classic_sidecar_keeps_its_job_from_ending() {
+    let Some(_cluster) = cluster() else {
+        return;
+    };
+    let servers = Namespace::new("classic-web", "sidecar");
+    let address = servers.web();
+    let namespace = Namespace::new("classic", "sidecar");
+    let classic = "{ duet.dev/sidecar-kind: classic }";
+    namespace.apply(
+        &job("hangs", &address, "[list]", classic)
+            // The pre-1.28 pattern has no network for init containers.
+            .replace("initContainers:", "x-was:")
+            .lines()
+            .filter(|line| !line.contains("x-was"))
+            .collect::<Vec<_>>()
+            .join("\n"),
+    );
+    let pod = eventually("its pod", PATIENCE, || {
+        namespace.pods("job-name=hangs").pop()
+    });
+    let name = pod.trim_start_matches("pod/").to_owned();
+    assert_eq!(namespace.terminated(&name, PATIENCE)["exitCode"], 0);
+    // What native sidecars are for: the application has ended, its Job has not.
+    std::thread::sleep(Duration::from_secs(10));
+    let job = namespace.get("job/hangs");
+    assert!(job["status"]["succeeded"].is_null(), "{}", job["status"]);
+    assert_eq!(namespace.get(&pod)["status"]["phase"], "Running");
+}
+
+#[test]
+fn two_sidecars_start_in_their_order() {
+    let Some(_cluster) = cluster() else {
+        return;
+    };
+    let servers = Namespace::new("order-web", "sidecar");
+    servers.annotate("duet.dev/mtls=strict");
+    let address = servers.web();
+    let namespace = Namespace::new("order", "sidecar");
+    let asks = first_act(&address);
+    namespace.apply(&format!(
+        r"
+apiVersion: v1
+kind: Pod
+metadata: {{ name: pair }}
+spec:
+  restartPolicy: Never
+  initContainers:
+    - {{ name: other, image: {IMAGE}, args: [serve, --http, '9000'], restartPolicy: Always }}
+    - {{ name: asks, image: {IMAGE}, args: {asks} }}
+  containers: [{{ name: app, image: {IMAGE}, args: {asks} }}]
+"
+    ));
+    let ended = namespace.terminated("pair", PATIENCE);
+    assert_eq!(ended["exitCode"], 0);
+    let pod = namespace.get("pod/pair");
+    let order: Vec<_> = pod["spec"]["initContainers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|container| container["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(order, ["duet-init", "duet-proxy", "other", "asks"]);
+    for container in ["asks", "app"] {
+        let log = namespace.said(&["logs", "pair", "-c", container]);
+        let report: serde_json::Value = serde_json::from_str(&log).unwrap();
+        assert_eq!(report["completed"], report["offered"], "{container}");
+    }
+    eventually("the pod ends with its app", PATIENCE, || {
+        (namespace.get("pod/pair")["status"]["phase"] == "Succeeded").then_some(())
+    });
+}
+
+#[test]
+fn deleting_pods_under_load_fails_nothing() {
+    let Some(_cluster) = cluster() else {
+        return;
+    };
+    for mode in MODES {
+        let servers = Namespace::new("delete-web", mode);
+        let address = servers.web();
+        let clients = Namespace::new("delete", mode);
+        let url = format!("http://{address}/");
+        let common = [
+            "--url",
+            &url,
+            "--rate",
+            "50",
+            "--duration",
+            "45s",
+            "--warmup",
+            "0s",
+        ];
+        clients.load("keeps", &common);
+        clients.load(
+            "opens",
+            &[&common[..], &["--new-connection-per-request"]].concat(),
+        );
+        clients.said(&[
+            "wait",
+            "--for=condition=Ready",
+            "pod/keeps",
+            "pod/opens",
+            "--timeout=60s",
+        ]);
+        for _ in 0..2 {
+            let victim = servers.pods("app=web").remove(0);
+            servers.said(&["delete", &victim]);
+            servers.rolled_out("web");
+        }
+        for name in ["keeps", "opens"] {
+            let report = clients.report(name, PATIENCE);
+            report.assert_nothing_failed(&format!("{mode} {name}"));
+        }
+    }
+}
+
+#[test]
+fn a_proxy_out_of_memory_dies_alone() {
+    let Some(_cluster) = cluster() else {
+        return;
+    };
+    let namespace = Namespace::new("oom", "sidecar");
+    namespace.apply(&format!(
+        r"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: small
+  annotations: {{ duet.dev/proxy-memory-request: 16Mi, duet.dev/proxy-memory-limit: 24Mi }}
+spec:
+  containers: [{{ name: web, image: {IMAGE}, args: [serve, --http, '8080'] }}]
+"
+    ));
+    namespace.said(&[
+        "wait",
+        "--for=condition=Ready",
+        "pod/small",
+        "--timeout=60s",
+    ]);
+    let address = namespace.said(&["get", "pod", "small", "-o", "jsonpath={.status.podIP}"]);
+    // From outside the mesh, so that only the victim's own proxy pays.
+    let outside = Namespace::new("oom-load", "none");
+    let url = format!("http://{address}:8080/bytes/8000000");
+    outside.load(
+        "flood",
+        &[
+            "--url",
+            &url,
+            "--rate",
+            "200",
+            "--duration",
+            "20s",
+            "--warmup",
+            "0s",
+            "--new-connection-per-request",
+        ],
+    );
+    let proxy = |pod: &serde_json::Value| -> Option<serde_json::Value> {
+        let statuses = pod["status"]["initContainerStatuses"].as_array()?;
+        statuses
+            .iter()
+            .find(|status| status["name"] == "duet-proxy")
+            .cloned()
+    };
+    eventually("the proxy is killed for memory", PATIENCE, || {
+        let status = proxy(&namespace.get("pod/small"))?;
+        let last = &status["lastState"]["terminated"]["reason"];
+        let now = &status["state"]["terminated"]["reason"];
+        (last == "OOMKilled" || now == "OOMKilled").then_some(())
+    });
+    outside.terminated("flood", PATIENCE);
+    let pod = eventually("the pod is ready again", PATIENCE, || {
+        let pod = namespace.get("pod/small");
+        let conditions = pod["status"]["conditions"].as_array()?.clone();
+        conditions
+            .iter()
+            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+            .then_some(pod)
+    });
+    assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
+    let url = format!("http://{address}:8080/");
+    outside.load(
+        "again",
+        &[
+            "--url",
+            &url,
+            "--rate",
+            "20",
+            "--duration",
+            "1s",
+            "--warmup",
+            "0s",
+        ],
+    );
+    outside
+        .report("again", PATIENCE)
+        .assert_nothing_failed("again");
+}
+
+#[test]
+fn a_person_sees_the_application_first() {
+    let Some(_cluster) = cluster() else {
+        return;
+    };
+    let namespace = Namespace::new("seen", "sidecar");
+    namespace.web();
+    let pod = namespace.pods("app=web").remove(0);
+    let log = namespace.said(&["logs", &pod]);
+    assert!(log.contains("serving"), "the application's own log: {log}");
+}
+
+/// Sidecar → agent → sidecar → none → sidecar, each by relabelling the namespace
+/// and rolling. While both ends are in the mesh, plaintext is refused, so a request
+/// that was answered came over mTLS.
+#[test]
+fn a_namespace_changes_its_mode_without_a_failed_request() {
+    let Some(_cluster) = cluster() else {
+        return;
+    };
+    let servers = Namespace::new("switch", "sidecar");
+    servers.annotate("duet.dev/mtls=strict");
+    let address = servers.web();
+    let url = format!("http://{address}/");
+    let observers: Vec<_> = MODES
+        .iter()
+        .map(|mode| (mode, Namespace::new(&format!("from-{mode}"), mode)))
+        .collect();
+    let observe = |stage: &str, change: &dyn Fn()| {
+        let common = [
+            "--url",
+            &url,
+            "--rate",
+            "25",
+            "--duration",
+            "10m",
+            "--warmup",
+            "0s",
+        ];
+        let (keeps, opens) = (format!("{stage}-keeps"), format!("{stage}-opens"));
+        for (_, observer) in &observers {
+            observer.load(&keeps, &common);
+            let opening = [&common[..], &["--new-connection-per-request"]].concat();
+            observer.load(&opens, &opening);
+        }
+        for (_, observer) in &observers {
+            for pod in [&keeps, &opens] {
+                let pod = format!("pod/{pod}");
+                observer.said(&["wait", "--for=condition=Ready", &pod, "--timeout=60s"]);
+            }
+        }
+        change();
+        for (mode, observer) in &observers {
+            for pod in [&keeps, &opens] {
+                observer
+                    .stop(pod)
+                    .assert_nothing_failed(&format!("{mode} {pod}"));
+            }
+        }
+    };
+    let placements = || {
+        servers.said(&[
+            "get",
+            "pods",
+            "-l",
+            "app=web",
+            "-o",
+            r"jsonpath={.items[*].metadata.annotations.duet\.dev/placement}",
+        ])
+    };
+    assert_eq!(placements(), "sidecar sidecar");
+    observe("to-agent", &|| {
+        servers.mode("agent");
+        servers.roll("web");
+        assert_eq!(placements(), "agent agent");
+    });
+    observe("to-sidecar", &|| {
+        servers.mode("sidecar");
+        servers.roll("web");
+        assert_eq!(placements(), "sidecar sidecar");
+    });
+    // Without a proxy there can be no mTLS.
+    servers.annotate("duet.dev/mtls=permissive");
+    observe("to-none", &|| {
+        servers.mode("none");
+        servers.roll("web");
+        assert_eq!(placements(), "");
+    });
+    observe("and-back", &|| {
+        servers.mode("agent");
+        servers.roll("web");
+        assert_eq!(placements(), "agent agent");
+    });
+}
+
+/// What an upgrade of the agent costs today is the bench's to measure (U1); that
+/// the node comes back by itself is asserted.
+#[test]
+fn pods_come_back_after_the_agent_was_replaced() {
+    let Some(_cluster) = cluster_alone() else {
+        return;
+    };
+    let servers = Namespace::new("upgrade", "agent");
+    servers.annotate("duet.dev/mtls=strict");
+    let address = servers.web();
+    said(&[
+        "-n",
+        "duet-system",
+        "rollout",
+        "restart",
+        "daemonset/duet-agent",
+    ]);
+    said(&[
+        "-n",
+        "duet-system",
+        "rollout",
+        "status",
+        "daemonset/duet-agent",
+        "--timeout=180s",
+    ]);
+    let clients = Namespace::new("upgrade-client", "agent");
+    let url = format!("http://{address}/");
+    eventually("traffic flows again", PATIENCE, || {
+        let name = "after";
+        clients.load(
+            name,
+            &[
+                "--url",
+                &url,
+                "--rate",
+                "20",
+                "--duration",
+                "2s",
+                "--warmup",
+                "0s",
+            ],
+        );
+        let report = clients.report(name, PATIENCE);
+        clients.said(&["delete", "pod", name]);
+        (report.completed == report.offered).then_some(())
+    });
+}

@@ -1,0 +1,457 @@
+//! Whom this proxy believes: the mesh's roots.
+//!
+//! Roots change while everything runs. A handshake asks for them at the moment it
+//! needs them, so a new root counts from the next handshake on and no TLS setting is
+//! made anew. A connection that stands goes on for as long as its peer's chain still
+//! leads to one of them: see [`Standing`].
+//!
+//! Discovery's word is the whole bundle and replaces what was known. The roots that
+//! come with a certificate are all there is until discovery has spoken (and with a
+//! duet-control that says nothing of roots there); afterwards they are only added, and
+//! only if the certificate would be worth nothing without them: it came from a replica
+//! that is ahead of the one that discovery is read from.
+//!
+//! The first root of a bundle is the one that certificates are signed with now.
+
+use super::certificate::PROVIDER;
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+
+/// The roots in force. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Trust(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    roots: ArcSwap<Roots>,
+    /// Whoever replaces the roots does it alone.
+    replacing: Mutex<()>,
+    generation: watch::Sender<u64>,
+}
+
+/// One trust bundle.
+#[derive(Debug)]
+pub struct Roots {
+    /// Grows with each change.
+    pub(super) generation: u64,
+    /// DER, as they were told.
+    certificates: Vec<CertificateDer<'static>>,
+    /// SHA-256 of each, in hexadecimal.
+    fingerprints: Vec<String>,
+    all: Arc<RootCertStore>,
+    /// Only the one that is signed with.
+    signing: RootCertStore,
+    /// `None` without roots.
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+    told_by_discovery: bool,
+}
+
+/// A chain is good for one of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Client,
+    Server,
+}
+
+/// What was found true of a connection's peer when it was made. The connection takes
+/// new streams while it still is.
+#[derive(Debug)]
+pub struct Standing {
+    trust: Trust,
+    role: Role,
+    chain: Vec<CertificateDer<'static>>,
+    not_after: SystemTime,
+    /// The generation of roots that the chain was last seen to lead to.
+    seen: AtomicU64,
+    distrusted: AtomicBool,
+}
+
+// === impl Trust ===
+
+impl Default for Trust {
+    fn default() -> Self {
+        Self(Arc::new(Shared {
+            roots: ArcSwap::from_pointee(Roots::read(0, Vec::new(), false)),
+            replacing: Mutex::default(),
+            generation: watch::Sender::new(0),
+        }))
+    }
+}
+
+impl Trust {
+    pub fn current(&self) -> Arc<Roots> {
+        self.0.roots.load_full()
+    }
+
+    /// Changes with the roots.
+    pub(super) fn generation(&self) -> watch::Receiver<u64> {
+        self.0.generation.subscribe()
+    }
+
+    /// The bundle as discovery tells it; nothing means as before.
+    pub fn discovered(&self, bundle: &[Vec<u8>]) {
+        if !bundle.is_empty() {
+            self.replace(|_| Some((bundle.to_vec(), true)));
+        }
+    }
+
+    /// What came with a certificate, and its chain.
+    pub(super) fn certified(&self, chain: &[Vec<u8>], bundle: &[Vec<u8>]) {
+        if bundle.is_empty() {
+            return;
+        }
+        self.replace(|before| {
+            if !before.told_by_discovery {
+                return Some((bundle.to_vec(), false));
+            }
+            let chain: Vec<_> = chain
+                .iter()
+                .map(|one| CertificateDer::from(one.as_slice()))
+                .collect();
+            if before.lead_from(&chain, Role::Server, UnixTime::now()) {
+                return None;
+            }
+            let mut more: Vec<_> = before.certificates.iter().map(|one| one.to_vec()).collect();
+            more.extend_from_slice(bundle);
+            Some((more, true))
+        });
+    }
+
+    fn replace(&self, new: impl FnOnce(&Roots) -> Option<(Vec<Vec<u8>>, bool)>) {
+        let _one_at_a_time = self.0.replacing.lock();
+        let before = self.0.roots.load();
+        let Some((bundle, told_by_discovery)) = new(&before) else {
+            return;
+        };
+        let mut certificates: Vec<CertificateDer<'static>> = Vec::with_capacity(bundle.len());
+        for root in bundle.into_iter().map(CertificateDer::from) {
+            if !certificates.contains(&root) {
+                certificates.push(root);
+            }
+        }
+        if certificates == before.certificates && told_by_discovery == before.told_by_discovery {
+            return;
+        }
+        let new = Roots::read(before.generation + 1, certificates, told_by_discovery);
+        if new.all.is_empty() {
+            tracing::warn!("no root of the trust bundle can be read: the one before stays");
+            return;
+        }
+        if new.certificates != before.certificates {
+            tracing::info!(
+                roots = new.all.len(),
+                before = before.all.len(),
+                "trust bundle"
+            );
+        }
+        let generation = new.generation;
+        self.0.roots.store(Arc::new(new));
+        self.0.generation.send_replace(generation);
+    }
+}
+
+// === impl Roots ===
+
+impl Roots {
+    fn read(
+        generation: u64,
+        certificates: Vec<CertificateDer<'static>>,
+        told_by_discovery: bool,
+    ) -> Self {
+        let mut all = RootCertStore::empty();
+        let (_, ignored) = all.add_parsable_certificates(certificates.iter().cloned());
+        if ignored > 0 {
+            tracing::warn!(ignored, "the trust bundle holds what is no certificate");
+        }
+        let mut signing = RootCertStore::empty();
+        signing.add_parsable_certificates(certificates.first().cloned());
+        let all = Arc::new(all);
+        let clients = WebPkiClientVerifier::builder_with_provider(all.clone(), PROVIDER.clone())
+            .build()
+            .ok();
+        Self {
+            generation,
+            fingerprints: certificates.iter().map(fingerprint).collect(),
+            certificates,
+            all,
+            signing,
+            clients,
+            told_by_discovery,
+        }
+    }
+
+    /// DER.
+    pub fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.certificates
+    }
+
+    pub(super) fn fingerprints(&self) -> &[String] {
+        &self.fingerprints
+    }
+
+    pub(super) fn verify_server(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        verify_server(&self.all, leaf, intermediates, now)
+    }
+
+    pub(super) fn verify_client(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<rustls::server::danger::ClientCertVerified, rustls::Error> {
+        match &self.clients {
+            Some(clients) => clients.verify_client_cert(leaf, intermediates, now),
+            None => Err(rustls::CertificateError::UnknownIssuer.into()),
+        }
+    }
+
+    /// Whether `chain`, leaf first, leads to a root.
+    pub(super) fn lead_from(
+        &self,
+        chain: &[CertificateDer<'_>],
+        role: Role,
+        now: UnixTime,
+    ) -> bool {
+        let Some((leaf, intermediates)) = chain.split_first() else {
+            return false;
+        };
+        match role {
+            Role::Client => self.verify_client(leaf, intermediates, now).is_ok(),
+            Role::Server => self.verify_server(leaf, intermediates, now).is_ok(),
+        }
+    }
+
+    /// Whether `chain` leads to the root that is signed with now.
+    pub(super) fn signs(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> bool {
+        chain.split_first().is_some_and(|(leaf, intermediates)| {
+            verify_server(&self.signing, leaf, intermediates, now).is_ok()
+        })
+    }
+}
+
+fn fingerprint(certificate: &CertificateDer<'_>) -> String {
+    Sha256::digest(certificate)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn verify_server(
+    roots: &RootCertStore,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<(), rustls::Error> {
+    rustls::client::verify_server_cert_signed_by_trust_anchor(
+        &ParsedCertificate::try_from(leaf)?,
+        roots,
+        intermediates,
+        now,
+        PROVIDER.signature_verification_algorithms.all,
+    )
+}
+
+// === impl Standing ===
+
+impl Standing {
+    pub(super) fn new(
+        trust: Trust,
+        role: Role,
+        chain: Vec<CertificateDer<'static>>,
+        not_after: SystemTime,
+    ) -> Self {
+        Self {
+            // Verified a moment ago; if the roots have changed since, it is again.
+            seen: AtomicU64::new(u64::MAX),
+            distrusted: AtomicBool::new(false),
+            trust,
+            role,
+            chain,
+            not_after,
+        }
+    }
+
+    /// No longer than until `end`.
+    pub(super) fn at_most_until(mut self, end: SystemTime) -> Self {
+        self.not_after = self.not_after.min(end);
+        self
+    }
+
+    pub fn holds(&self) -> bool {
+        let roots = self.trust.0.roots.load();
+        if self.seen.load(Ordering::Acquire) != roots.generation {
+            if !roots.lead_from(&self.chain, self.role, UnixTime::now()) {
+                self.distrusted.store(true, Ordering::Release);
+            }
+            self.seen.store(roots.generation, Ordering::Release);
+        }
+        !self.distrusted.load(Ordering::Acquire) && SystemTime::now() < self.not_after
+    }
+
+    /// Waits until it does not hold any more.
+    pub async fn ended(&self) {
+        let mut generation = self.trust.generation();
+        while self.holds() {
+            let left = self
+                .not_after
+                .duration_since(SystemTime::now())
+                .unwrap_or(Duration::ZERO);
+            // The sender lives in `self`: it does not go away meanwhile.
+            let _ = tokio::time::timeout(left, generation.changed()).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{
+        BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+        KeyPair, SanType,
+    };
+
+    struct Root {
+        der: Vec<u8>,
+        issuer: Issuer<'static, KeyPair>,
+    }
+
+    fn root(name: &str) -> Root {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let der = params.self_signed(&key).unwrap().der().to_vec();
+        let issuer = Issuer::new(params, key);
+        Root { der, issuer }
+    }
+
+    fn bundle(roots: &[&Root]) -> Vec<Vec<u8>> {
+        roots.iter().map(|root| root.der.clone()).collect()
+    }
+
+    fn leaf(root: &Root) -> Vec<CertificateDer<'static>> {
+        let mut params = CertificateParams::default();
+        let id = "spiffe://td/ns/a/sa/b".try_into().unwrap();
+        params.subject_alt_names = vec![SanType::URI(id)];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let key = KeyPair::generate().unwrap();
+        vec![params.signed_by(&key, &root.issuer).unwrap().into()]
+    }
+
+    fn believed(trust: &Trust, chain: &[CertificateDer<'static>]) -> bool {
+        let lead = |role| trust.current().lead_from(chain, role, UnixTime::now());
+        assert_eq!(lead(Role::Client), lead(Role::Server));
+        lead(Role::Client)
+    }
+
+    #[test]
+    fn without_roots_nobody_is_believed() {
+        assert!(!believed(&Trust::default(), &leaf(&root("a"))));
+    }
+
+    #[test]
+    fn a_rotation_step_by_step() {
+        let (old, new) = (root("old"), root("new"));
+        let (of_old, of_new) = (leaf(&old), leaf(&new));
+        let trust = Trust::default();
+        let signs = |chain| trust.current().signs(chain, UnixTime::now());
+
+        trust.discovered(&bundle(&[&old]));
+        assert!(believed(&trust, &of_old) && !believed(&trust, &of_new));
+        trust.discovered(&bundle(&[&old, &new]));
+        assert!(believed(&trust, &of_old) && believed(&trust, &of_new));
+        assert!(signs(&of_old) && !signs(&of_new));
+        trust.discovered(&bundle(&[&new, &old]));
+        assert!(believed(&trust, &of_old) && believed(&trust, &of_new));
+        assert!(!signs(&of_old) && signs(&of_new));
+        trust.discovered(&[]);
+        assert!(believed(&trust, &of_old), "nothing told, nothing changed");
+        trust.discovered(&bundle(&[&new]));
+        assert!(!believed(&trust, &of_old) && believed(&trust, &of_new));
+    }
+
+    #[test]
+    fn a_certificate_brings_roots_until_discovery_does() {
+        let (a, b) = (root("a"), root("b"));
+        let (of_a, of_b) = (leaf(&a), leaf(&b));
+        let der = |chain: &[CertificateDer<'_>]| vec![chain[0].to_vec()];
+        let trust = Trust::default();
+        trust.certified(&der(&of_a), &bundle(&[&a]));
+        assert!(believed(&trust, &of_a));
+        trust.certified(&der(&of_b), &bundle(&[&b]));
+        assert!(!believed(&trust, &of_a) && believed(&trust, &of_b));
+
+        trust.discovered(&bundle(&[&a]));
+        assert!(believed(&trust, &of_a) && !believed(&trust, &of_b));
+        // A replica that is behind does not bring back what discovery has dropped.
+        trust.certified(&der(&of_a), &bundle(&[&a, &b]));
+        assert!(!believed(&trust, &of_b));
+        // One that is ahead signs with what discovery has not told of yet.
+        trust.certified(&der(&of_b), &bundle(&[&b, &a]));
+        assert!(believed(&trust, &of_a) && believed(&trust, &of_b));
+        trust.discovered(&bundle(&[&b]));
+        assert!(!believed(&trust, &of_a) && believed(&trust, &of_b));
+    }
+
+    #[test]
+    fn damage_changes_nothing() {
+        let a = root("a");
+        let chain = leaf(&a);
+        let trust = Trust::default();
+        trust.discovered(&bundle(&[&a]));
+        trust.discovered(&[b"nonsense".to_vec()]);
+        assert!(believed(&trust, &chain));
+        trust.discovered(&[a.der, b"nonsense".to_vec()]);
+        assert!(believed(&trust, &chain), "the one that can be read counts");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_stands_while_its_peer_is_believed() {
+        let (old, new) = (root("old"), root("new"));
+        let trust = Trust::default();
+        trust.discovered(&bundle(&[&old]));
+        let later = SystemTime::now() + Duration::from_secs(3600);
+        let standing = Standing::new(trust.clone(), Role::Client, leaf(&old), later);
+        assert!(standing.holds());
+        trust.discovered(&bundle(&[&new, &old]));
+        assert!(standing.holds(), "a change that leaves its root");
+        let mut ended = std::pin::pin!(standing.ended());
+        let early = tokio::time::timeout(Duration::from_secs(60), &mut ended).await;
+        assert!(early.is_err());
+        trust.discovered(&bundle(&[&new]));
+        ended.await;
+        assert!(!standing.holds());
+    }
+
+    #[test]
+    fn a_connection_stands_no_longer_than_its_certificates() {
+        let root = root("a");
+        let trust = Trust::default();
+        trust.discovered(&bundle(&[&root]));
+        let (past, later) = (
+            SystemTime::now() - Duration::from_secs(1),
+            SystemTime::now() + Duration::from_secs(3600),
+        );
+        let standing = |end| Standing::new(trust.clone(), Role::Server, leaf(&root), end);
+        assert!(standing(later).holds());
+        assert!(!standing(past).holds());
+        assert!(!standing(later).at_most_until(past).holds());
+    }
+}
