@@ -138,12 +138,12 @@ impl Held {
 // === impl Step ===
 
 impl Step {
-    /// `stored` is what the Secret says, `None` if there is none; `published` whether
+    /// `stored` is what the Secret says, `None` if there is none; `is_published` whether
     /// the bundle of `held` has come to every namespace.
     pub fn next(
         held: Option<&Held>,
         stored: Option<&Stored>,
-        published: bool,
+        is_published: bool,
         settings: &Settings,
         now: SystemTime,
     ) -> Self {
@@ -184,7 +184,18 @@ impl Step {
         let drops = left.iter().map(|retired| retired.until).min();
         let wait = |until: Option<SystemTime>| Self::Wait(until.into_iter().chain(drops).min());
 
-        // What cannot be read now may have been published as something else.
+        // What is not supplied any more, or cannot be read, is not told by every
+        // replica: should it come back, its overlap begins anew.
+        let incoming = held.incoming.as_ref().filter(|_| stored.supplied.is_ok());
+        let incoming = incoming.map(|incoming| fingerprint(incoming.root()));
+        let published = stored.published.as_ref();
+        if published.is_some_and(|noted| incoming.as_ref() != Some(&noted.root)) {
+            let change = Change {
+                published: Some(None),
+                ..Change::default()
+            };
+            return Self::Write(Did::Note, change);
+        }
         let Ok(supplied) = &stored.supplied else {
             return wait(None);
         };
@@ -213,7 +224,7 @@ impl Step {
             .filter(|noted| noted.root == root && noted.at <= now + settings.slack)
             .map(|noted| noted.at);
         match since {
-            None if published => {
+            None if is_published => {
                 let change = Change {
                     published: Some(Some(Published { root, at: now })),
                     ..Change::default()
