@@ -612,8 +612,12 @@ async fn follow(channel: Channel, token: String, index: usize, shared: Arc<Share
         if let Err(status) = &opened {
             // One line is enough for a person.
             static SAID: AtomicUsize = AtomicUsize::new(0);
-            if SAID.fetch_add(1, Ordering::Relaxed) % 1000 == 0 {
-                say!("   watcher {index}: {}: {}", status.code(), status.message());
+            if SAID.fetch_add(1, Ordering::Relaxed).is_multiple_of(1000) {
+                say!(
+                    "   watcher {index}: {}: {}",
+                    status.code(),
+                    status.message()
+                );
             }
         }
         if let Ok(mut updates) = opened {
