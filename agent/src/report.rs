@@ -62,7 +62,8 @@ impl Reports {
     pub fn new(proxy: Proxy) -> Result<Self, prometheus::Error> {
         let failures = IntCounter::new(
             "duet_agent_report_failures_total",
-            "Reports of a pod's enrolment that duet-control did not take. They are repeated.",
+            "Reports of a pod's enrolment that duet-control did not take. They are repeated. One \
+             of a pod that it does not know is counted from the second time on.",
         )?;
         proxy.registry().register(Box::new(failures.clone()))?;
         Ok(Self {
@@ -150,8 +151,11 @@ impl Task {
                     }
                     Err(error) => {
                         let wait = doubled(RETRY, failed).mul_f64(0.5 + fastrand::f64() / 2.0);
-                        self.failures.inc();
-                        tracing::warn!(workload = %self.name, %error, retry = ?wait, "not reported");
+                        // Of a pod that comes or goes the two may hear one after the other.
+                        if failed > 0 || !error.is_out_of_step() {
+                            self.failures.inc();
+                            tracing::warn!(workload = %self.name, %error, retry = ?wait, "not reported");
+                        }
                         not_before = Instant::now() + wait;
                         failed += 1;
                         said = None;

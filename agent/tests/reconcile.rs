@@ -84,7 +84,8 @@ fn a_pod_is_enrolled_when_it_comes_and_let_go_when_it_goes() {
                 agent.metric("duet_agent_workloads{state=\"enrolled\"}"),
                 1.0
             );
-            assert_eq!(agent.metric("duet_agent_workloads{state=\"pending\"}"), 0.0);
+            // It is enrolled before those that wait are counted anew.
+            eventually(|| agent.metric("duet_agent_workloads{state=\"pending\"}") == 0.0);
 
             // Its address becomes known.
             discovery.place("web-0", &uid, &[world.a.v4, world.a.v6]);

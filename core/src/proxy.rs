@@ -42,8 +42,17 @@ pub enum Error {
 
 /// Why a report did not arrive.
 #[derive(Debug, thiserror::Error)]
-#[error("duet-control: {0}")]
-pub struct ReportError(String);
+#[error("duet-control: {}: {}", .0.code(), .0.message())]
+pub struct ReportError(tonic::Status);
+
+impl ReportError {
+    /// duet-control knows of no such workload, or of another of its name: it comes or
+    /// goes just now, and one of the two has heard of that before the other.
+    pub fn is_out_of_step(&self) -> bool {
+        use tonic::Code::{FailedPrecondition, NotFound};
+        matches!(self.0.code(), NotFound | FailedPrecondition)
+    }
+}
 
 /// Everything that all workloads of this proxy share.
 pub(crate) struct Shared {
@@ -182,8 +191,7 @@ impl Proxy {
     /// # Errors
     /// What duet-control answered, or that it did not.
     pub async fn report(&self, report: EnrolmentReport) -> Result<(), ReportError> {
-        let outcome = self.0.control.report(report).await;
-        outcome.map_err(|status| ReportError(format!("{}: {}", status.code(), status.message())))
+        self.0.control.report(report).await.map_err(ReportError)
     }
 
     /// Adds the mode's own guard: /ready names `what` until the guard is dropped.
