@@ -17,6 +17,7 @@ use kube::Api;
 use kube::api::ListParams;
 use prometheus::Registry;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -367,19 +368,29 @@ fn cache() -> PathBuf {
 
 /// A command on a node.
 pub fn on_node(node: &str, command: &[&str]) -> String {
-    let output = Command::new(cluster("enter"))
+    let output = bounded(cluster("enter"))
         .arg(node)
         .args(command)
         .output()
         .unwrap();
     let error = text(&output.stderr);
-    assert!(output.status.success(), "{node}: {command:?}: {error}");
+    let status = output.status;
+    assert!(status.success(), "{node}: {command:?}: {status}: {error}");
     text(&output.stdout)
 }
 
 pub fn kubectl(args: &[&str]) -> Output {
     let kubectl = cache().join("bin/kubectl");
-    Command::new(kubectl).args(args).output().unwrap()
+    bounded(kubectl).args(args).output().unwrap()
+}
+
+/// A command that is ended when it takes longer than anything here: its test then
+/// fails and says which, instead of waiting for ever.
+fn bounded(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("timeout");
+    let limit = (2 * PATIENCE).as_secs().to_string();
+    command.args(["--kill-after=5", &limit]).arg(program);
+    command
 }
 
 /// What `kubectl ARGS` printed; it must succeed.
@@ -388,8 +399,9 @@ pub fn said(args: &[&str]) -> String {
     let (said, error) = (text(&output.stdout), text(&output.stderr));
     assert!(
         output.status.success(),
-        "kubectl {}: {error}",
-        args.join(" ")
+        "kubectl {}: {}: {error}",
+        args.join(" "),
+        output.status
     );
     said
 }
