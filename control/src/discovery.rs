@@ -6,21 +6,27 @@
 //! costs one update in its queue and what has changed since in memory, however often
 //! the mesh changes, and one that stops reading is cut: it comes back to a snapshot.
 
+mod encoding;
+mod server;
+
+pub(crate) use server::DiscoveryServer;
+
 use crate::auth::{Authenticator, Caller, authenticate};
 use crate::metrics::Metrics;
 use crate::source::States;
 use crate::state::{MeshState, Scope};
 use crate::trust::Trust;
-use duet_core::api::discovery_server::Discovery;
 use duet_core::api::{Update, WatchRequest};
+use encoding::{Encoded, Encodings};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::Status;
+use tonic::metadata::MetadataMap;
 use tracing::{debug, warn};
 
+const WATCH_PATH: &str = "/duet.v1alpha1.Discovery/Watch";
 /// Updates that wait in front of a watcher; later changes join the next one.
 pub const WATCH_QUEUE: usize = 1;
 /// A watcher that has not taken an update for this long, while another waited, is
@@ -33,6 +39,7 @@ pub(crate) struct DiscoveryService {
     pub trust: Trust,
     pub metrics: Metrics,
     pub shutdown: CancellationToken,
+    pub encodings: Arc<Encodings>,
 }
 
 /// Why a watch ended.
@@ -44,24 +51,30 @@ enum Ended {
     Stalled,
 }
 
-#[tonic::async_trait]
-impl Discovery for DiscoveryService {
-    type WatchStream = ReceiverStream<Result<Update, Status>>;
+// === impl DiscoveryService ===
 
+impl DiscoveryService {
+    /// The updates of a new watch. They end when the watch does.
     async fn watch(
         &self,
-        request: Request<WatchRequest>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
-        let caller = authenticate(&*self.authenticator, request.metadata()).await?;
-        let proxy = request.into_inner().proxy;
+        metadata: &MetadataMap,
+        request: WatchRequest,
+    ) -> Result<mpsc::Receiver<Encoded>, Status> {
+        let caller = authenticate(&*self.authenticator, metadata).await?;
+        let proxy = request.proxy;
         let (queue, updates) = mpsc::channel(WATCH_QUEUE);
-        let (states, trust) = (self.states.clone(), self.trust.clone());
+        let feed = Feed {
+            states: self.states.clone(),
+            trust: self.trust.clone(),
+            encodings: self.encodings.clone(),
+            metrics: self.metrics.clone(),
+            shutdown: self.shutdown.clone(),
+        };
         let metrics = self.metrics.clone();
-        let shutdown = self.shutdown.clone();
         tokio::spawn(async move {
             debug!(?proxy, %caller, "a proxy watches");
             metrics.watchers.inc();
-            let ended = feed(states, trust, &caller, queue, &metrics, &shutdown).await;
+            let ended = feed.run(&caller, queue).await;
             metrics.watchers.dec();
             if ended == Ended::Stalled {
                 metrics.watchers_stalled.inc();
@@ -70,8 +83,17 @@ impl Discovery for DiscoveryService {
                 debug!(?proxy, %caller, ?ended, "watch ended");
             }
         });
-        Ok(Response::new(ReceiverStream::new(updates)))
+        Ok(updates)
     }
+}
+
+/// What one watcher is told from.
+struct Feed {
+    states: States,
+    trust: Trust,
+    encodings: Arc<Encodings>,
+    metrics: Metrics,
+    shutdown: CancellationToken,
 }
 
 /// What a watcher was told last.
@@ -81,58 +103,62 @@ struct Heard {
     roots: Vec<Vec<u8>>,
 }
 
-async fn feed(
-    mut states: States,
-    mut trust: Trust,
-    caller: &Caller,
-    queue: mpsc::Sender<Result<Update, Status>>,
-    metrics: &Metrics,
-    shutdown: &CancellationToken,
-) -> Ended {
-    let mut heard: Option<Heard> = None;
-    loop {
-        let room = tokio::select! {
-            room = tokio::time::timeout(STALL_TIMEOUT, queue.reserve()) => match room {
-                Ok(Ok(room)) => room,
-                Ok(Err(_)) => return Ended::ByWatcher,
-                Err(_) => return Ended::Stalled,
-            },
-            () = shutdown.cancelled() => return Ended::ByShutdown,
-        };
-        let state = states.borrow_and_update().clone();
-        let scope = state.scope_of(caller);
-        let roots = trust.newest_roots();
-        let mut update = match &heard {
-            None => Some(state.snapshot(&scope)),
-            Some(before) => state.delta(&scope, &before.state, &before.scope),
-        };
-        if heard.as_ref().is_none_or(|before| before.roots != roots) {
-            // No state needs to have changed for roots to be told of.
-            let update = update.get_or_insert_with(|| Update {
-                version: state.version,
-                trust_domain: state.trust_domain.clone(),
-                ..Update::default()
-            });
-            update.roots.clone_from(&roots);
+// === impl Feed ===
+
+impl Feed {
+    async fn run(mut self, caller: &Caller, queue: mpsc::Sender<Encoded>) -> Ended {
+        let mut heard: Option<Heard> = None;
+        loop {
+            let room = tokio::select! {
+                room = tokio::time::timeout(STALL_TIMEOUT, queue.reserve()) => match room {
+                    Ok(Ok(room)) => room,
+                    Ok(Err(_)) => return Ended::ByWatcher,
+                    Err(_) => return Ended::Stalled,
+                },
+                () = self.shutdown.cancelled() => return Ended::ByShutdown,
+            };
+            let (now, update) = self.newest(caller, heard.as_ref());
+            heard = Some(now);
+            if let Some(update) = update {
+                let kind = if update.snapshot { "snapshot" } else { "delta" };
+                self.metrics.updates_sent.with_label_values(&[kind]).inc();
+                room.send(update);
+            } else {
+                drop(room);
+            }
+            tokio::select! {
+                changed = self.states.changed() => if changed.is_err() { return Ended::BySource },
+                () = self.trust.changed() => {}
+                () = queue.closed() => return Ended::ByWatcher,
+                () = self.shutdown.cancelled() => return Ended::ByShutdown,
+            }
         }
-        heard = Some(Heard {
+    }
+
+    /// What is to be known now, and what is to be told for that.
+    fn newest(&mut self, caller: &Caller, heard: Option<&Heard>) -> (Heard, Option<Encoded>) {
+        let state = self.states.borrow_and_update().clone();
+        let scope = state.scope_of(caller);
+        let roots = self.trust.newest_roots();
+        let before = heard.map(|heard| (&*heard.state, &heard.scope));
+        let mut update = self.encodings.update(&state, &scope, before);
+        if heard.is_none_or(|heard| heard.roots != roots) {
+            // No state needs to have changed for roots to be told of.
+            let alone = || {
+                Encoded::of(&Update {
+                    version: state.version,
+                    trust_domain: state.trust_domain.clone(),
+                    ..Update::default()
+                })
+            };
+            update = Some(update.unwrap_or_else(alone).with_roots(roots.clone()));
+        }
+        let now = Heard {
             state,
             scope,
             roots,
-        });
-        if let Some(update) = update {
-            let kind = if update.snapshot { "snapshot" } else { "delta" };
-            metrics.updates_sent.with_label_values(&[kind]).inc();
-            room.send(Ok(update));
-        } else {
-            drop(room);
-        }
-        tokio::select! {
-            changed = states.changed() => if changed.is_err() { return Ended::BySource },
-            () = trust.changed() => {}
-            () = queue.closed() => return Ended::ByWatcher,
-            () = shutdown.cancelled() => return Ended::ByShutdown,
-        }
+        };
+        (now, update)
     }
 }
 
@@ -166,16 +192,22 @@ mod tests {
         Arc::new(state)
     }
 
+    fn feed(states: States) -> Feed {
+        Feed {
+            states,
+            trust: trust(),
+            encodings: Arc::default(),
+            metrics: Metrics::new(),
+            shutdown: CancellationToken::new(),
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_slow_watcher_gets_one_delta_for_many_changes() {
         let (publish, states) = watch::channel(state(1));
         let (queue, mut updates) = mpsc::channel(WATCH_QUEUE);
-        let metrics = Metrics::new();
-        let shutdown = CancellationToken::new();
-        let feeding = tokio::spawn({
-            let (metrics, shutdown) = (metrics.clone(), shutdown.clone());
-            async move { feed(states, trust(), &agent(), queue, &metrics, &shutdown).await }
-        });
+        let feed = feed(states);
+        let feeding = tokio::spawn(async move { feed.run(&agent(), queue).await });
         for version in 2..=1000 {
             publish.send_replace(state(version));
             tokio::task::yield_now().await;
@@ -183,7 +215,7 @@ mod tests {
         let mut held = View::default();
         let mut received = 0;
         while held.version < 1000 {
-            held.apply(updates.recv().await.unwrap().unwrap());
+            held.apply(updates.recv().await.unwrap().decode());
             received += 1;
         }
         let names: Vec<_> = held.workloads.keys().collect();
@@ -197,17 +229,8 @@ mod tests {
     async fn a_watcher_that_stops_reading_is_cut() {
         let (publish, states) = watch::channel(state(1));
         let (queue, updates) = mpsc::channel(WATCH_QUEUE);
-        let feeding = tokio::spawn(async move {
-            feed(
-                states,
-                trust(),
-                &agent(),
-                queue,
-                &Metrics::new(),
-                &CancellationToken::new(),
-            )
-            .await
-        });
+        let feed = feed(states);
+        let feeding = tokio::spawn(async move { feed.run(&agent(), queue).await });
         tokio::task::yield_now().await;
         publish.send_replace(state(2));
         assert_eq!(feeding.await.unwrap(), Ended::Stalled);
@@ -218,16 +241,14 @@ mod tests {
     async fn a_quiet_mesh_cuts_nobody() {
         let (publish, states) = watch::channel(state(1));
         let (queue, mut updates) = mpsc::channel(WATCH_QUEUE);
-        let shutdown = CancellationToken::new();
-        let feeding = tokio::spawn({
-            let shutdown = shutdown.clone();
-            async move { feed(states, trust(), &agent(), queue, &Metrics::new(), &shutdown).await }
-        });
-        assert!(updates.recv().await.unwrap().unwrap().snapshot);
+        let feed = feed(states);
+        let shutdown = feed.shutdown.clone();
+        let feeding = tokio::spawn(async move { feed.run(&agent(), queue).await });
+        assert!(updates.recv().await.unwrap().decode().snapshot);
         tokio::time::sleep(STALL_TIMEOUT * 10).await;
         publish.send_replace(state(2));
         assert_eq!(
-            updates.recv().await.unwrap().unwrap().removed_workloads,
+            updates.recv().await.unwrap().decode().removed_workloads,
             ["default/w1"]
         );
         shutdown.cancel();

@@ -8,7 +8,7 @@
 
 use crate::auth::Authenticator;
 use crate::ca::CaError;
-use crate::discovery::DiscoveryService;
+use crate::discovery::{DiscoveryServer, DiscoveryService};
 use crate::enrolment::{EnrolmentService, Enrolments};
 use crate::health;
 use crate::identity::IdentityService;
@@ -17,7 +17,6 @@ use crate::ready::Readiness;
 use crate::source::{Rejected, Source, States, follow};
 use crate::tls::{self, SERVER_NAME, ServerCertificate};
 use crate::trust::Trust;
-use duet_core::api::discovery_server::DiscoveryServer;
 use duet_core::api::enrolment_server::EnrolmentServer;
 use duet_core::api::identity_server::IdentityServer;
 use std::io;
@@ -162,6 +161,7 @@ impl Prepared {
             trust: trust.clone(),
             metrics: self.metrics,
             shutdown: shutdown.clone(),
+            encodings: Arc::default(),
         };
         let api = Server::builder()
             .http2_keepalive_interval(Some(KEEP_ALIVE))
@@ -171,9 +171,7 @@ impl Prepared {
             .add_service(
                 EnrolmentServer::new(enrolment).max_decoding_message_size(MAX_REQUEST_BYTES),
             )
-            .add_service(
-                DiscoveryServer::new(discovery).max_decoding_message_size(MAX_REQUEST_BYTES),
-            )
+            .add_service(DiscoveryServer::new(discovery))
             .serve_with_incoming_shutdown(
                 ReceiverStream::new(connections),
                 shutdown.clone().cancelled_owned(),
