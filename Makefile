@@ -7,6 +7,8 @@ CLUSTER ?= processes
 OVERLAY ?= both
 # Empty: images without a daemon; docker or podman: by deploy/Containerfile.
 ENGINE ?=
+# A folder whose programs the images are to have, as target/release, for tests.
+PROGRAMS ?=
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: help bench smoke build test lint deps ebpf ebpf-check ebpf-deps clean \
@@ -74,7 +76,7 @@ cluster-deps: deps
 	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends build-essential pkg-config libseccomp-dev; }
 
 images:             ## the container images, in out/images; with ENGINE=docker or podman, by that
-	$(if $(ENGINE),deploy/images/with-engine $(ENGINE),CARGO_FLAGS='$(CARGO_FLAGS)' deploy/images/build)
+	$(if $(ENGINE),deploy/images/with-engine $(ENGINE),CARGO_FLAGS='$(CARGO_FLAGS)' deploy/images/build $(PROGRAMS))
 
 images-load:        ## puts them on the cluster's nodes
 	$(if $(filter kind,$(CLUSTER)),,$(SUDO)) deploy/$(if $(filter kind,$(CLUSTER)),kind,cluster)/load-image out/images/*.tar
@@ -86,9 +88,9 @@ install:            ## Duet, into the cluster that KUBECONFIG names: OVERLAY=bot
 # One test binary after another: each has the cluster to itself.
 test-kubernetes:    ## the tests that need a cluster with Duet on it; KUBECONFIG names it
 	@[ -n "$$KUBECONFIG" ] || { echo 'which cluster? export KUBECONFIG=FILE; make cluster says which' >&2; exit 64; }
-	cargo test -p duet-control -p duet-agent -p kubectl-duet --locked $(CARGO_FLAGS) --no-fail-fast \
+	cargo test --workspace --locked $(CARGO_FLAGS) --no-fail-fast \
 	  --test crd --test injector_kube --test kube_source --test kube_identity --test kube_status --test kube_trouble \
-	  --test kube_life --test manifests --test kubernetes --test cluster
+	  --test kube_life --test manifests --test kubernetes --test kubectl_duet
 
 uninstall:          ## takes it out again; deploy/README.md says what to do before
 	kubectl delete -k deploy/overlays/$(OVERLAY) --ignore-not-found
