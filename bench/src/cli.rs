@@ -39,8 +39,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Says what this machine lacks
-    Doctor,
+    /// Says what this machine lacks, or whether the generator can be trusted on it
+    Doctor(DoctorArgs),
     /// Lists the scenarios, what they ask, need and cost
     List(ListArgs),
     /// Measures, and writes results.json, report.html and summary.md
@@ -69,6 +69,14 @@ enum Command {
     /// Holds a private key in memory: the key scan's own control
     #[command(name = HOLD_KEY, hide = true)]
     HoldKey,
+}
+
+#[derive(Args, Debug)]
+struct DoctorArgs {
+    /// Holds the load generator against a responder whose delays and stalls are known, and says what
+    /// rate one core reaches
+    #[arg(long)]
+    generator: bool,
 }
 
 #[derive(Args, Debug)]
@@ -225,7 +233,8 @@ pub fn main() -> ExitCode {
         Err(error) => return misused(&error),
     };
     let result = match cli.command {
-        Command::Doctor => examine(),
+        Command::Doctor(args) if args.generator => examine_generator(),
+        Command::Doctor(_) => examine(),
         Command::List(args) => {
             list(args.cluster, args.profile.into());
             Ok(0)
@@ -318,6 +327,15 @@ fn examine() -> Result<u8, Trouble> {
         println!("{check}");
     }
     Ok(if doctor::can_run(&checks) { 0 } else { VOID })
+}
+
+fn examine_generator() -> Result<u8, Trouble> {
+    let findings = load::selftest::examine(Default::default()).map_err(Trouble::void)?;
+    println!("{findings}");
+    if duet_core::OPT_LEVEL == "0" {
+        println!("built without optimisation: what one core reaches is not what it can");
+    }
+    Ok(if findings.trusted() { 0 } else { VOID })
 }
 
 fn list(cluster: ClusterKind, profile: Profile) {
