@@ -22,6 +22,9 @@ pub use html::page as html;
 pub use markdown::summary as markdown;
 pub use terminal::{banner, verdict_table};
 
+/// Names of the files that are made from `results.json`.
+pub const DERIVED: [&str; 2] = ["report.html", "summary.md"];
+
 /// Files a report consists of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
@@ -42,8 +45,8 @@ pub enum ReportError {
     },
 }
 
-/// Analyses the results and writes `results.json`, `report.html` and `summary.md` into `dir`,
-/// which is made if need be.
+/// Analyses the results and writes them with everything that is made from them ([`DERIVED`]) into
+/// `dir`, which is made if need be.
 pub fn write(results: &mut Results, dir: &Path) -> Result<Written, ReportError> {
     analyse(results);
     fs::create_dir_all(dir).map_err(|source| ReportError::Write {
@@ -56,8 +59,7 @@ pub fn write(results: &mut Results, dir: &Path) -> Result<Written, ReportError> 
         summary: dir.join("summary.md"),
     };
     results::write(results, &written.json)?;
-    put(&written.html, &html(results))?;
-    put(&written.summary, &markdown(results))?;
+    derive(results, &written, dir)?;
     Ok(written)
 }
 
@@ -78,9 +80,15 @@ pub fn rerender(path: &Path) -> Result<(Results, Written), ReportError> {
         summary: dir.join("summary.md"),
         json,
     };
-    put(&written.html, &html(&results))?;
-    put(&written.summary, &markdown(&results))?;
+    derive(&results, &written, &dir)?;
     Ok((results, written))
+}
+
+/// Writes what is made from the results beside them.
+fn derive(results: &Results, written: &Written, dir: &Path) -> Result<(), ReportError> {
+    put(&written.html, &html(results))?;
+    put(&written.summary, &markdown(results))?;
+    Ok(())
 }
 
 fn put(path: &Path, text: &str) -> Result<(), ReportError> {

@@ -36,12 +36,12 @@ use responder::{Behaviour, Responder, Stalls};
 pub const TOLERANCE: f64 = 0.02;
 /// From reading a request to answering it: long against the time that an answer needs on loopback, which the
 /// responder cannot see and 2 % have to hold.
-const DELAY: Duration = Duration::from_millis(20);
+const DELAY: Duration = Duration::from_millis(30);
 const STALL: Duration = Duration::from_millis(100);
 /// From one stall's beginning to the next one's: a fifth of the time is stalled, so p90 and p99 lie in stalls.
 const STALL_EVERY: Duration = Duration::from_millis(500);
-/// Requests per second; four connections with 20 ms each could carry 200.
-const RATE: f64 = 100.0;
+/// Requests per second; four connections with 30 ms each could carry 133.
+const RATE: f64 = 70.0;
 /// Few enough that requests of a stall have to wait for a connection.
 const CONNECTIONS: usize = 4;
 /// The quantiles that are held against the truth.
@@ -371,7 +371,7 @@ impl Row {
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header([
+        table.load_style(presets::NOTHING).set_header([
             "",
             "",
             "",
