@@ -13,7 +13,7 @@ use crate::arm::Arm;
 use crate::results::{self, Profile, Results, State};
 use crate::run::{self, Ground, KubeOptions, Options, Pace, Plan, RunError};
 use crate::scenario::{self, Id};
-use crate::{attend, cluster, doctor, errand, foresee, load, report, serve};
+use crate::{attend, cluster, doctor, errand, export, foresee, load, report, serve};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use comfy_table::{ContentArrangement, Table, presets};
@@ -52,6 +52,8 @@ enum Command {
     Report(ReportArgs),
     /// Sets two or more results against each other
     Compare(crate::compare::CompareArgs),
+    /// Makes CSV, Prometheus, JUnit or Fortio files of a run
+    Export(export::ExportArgs),
     /// Removes what a killed run left behind
     Clean(CleanArgs),
     /// Prints the JSON Schema of results.json, or checks files against it
@@ -275,6 +277,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => measure(args),
         Command::Plan(args) => foresee::run(&args).map(|()| 0).map_err(Trouble::usage),
         Command::Report(args) => render(&args),
+        Command::Export(args) => export::run(&args).map(|()| 0).map_err(Trouble::usage),
         Command::Compare(args) => crate::compare::run(&args).map_err(Trouble::usage),
         Command::Clean(args) => clean(&args),
         Command::Schema(args) => schema(&args),

@@ -18,6 +18,7 @@ pub mod serve;
 
 pub mod analysis;
 pub mod compare;
+pub mod export;
 pub mod foresee;
 pub mod report;
 pub mod results;

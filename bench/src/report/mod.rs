@@ -15,6 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::analysis::analyse;
+use crate::export;
 use crate::results::{self, FileError, Results};
 
 pub(crate) use html::STYLE;
@@ -23,7 +24,13 @@ pub use markdown::summary as markdown;
 pub use terminal::{banner, verdict_table};
 
 /// Names of the files that are made from `results.json`.
-pub const DERIVED: [&str; 2] = ["report.html", "summary.md"];
+pub const DERIVED: [&str; 5] = [
+    "report.html",
+    "summary.md",
+    export::BESIDE[0].1,
+    export::BESIDE[1].1,
+    export::BESIDE[2].1,
+];
 
 /// Files a report consists of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +95,9 @@ pub fn rerender(path: &Path) -> Result<(Results, Written), ReportError> {
 fn derive(results: &Results, written: &Written, dir: &Path) -> Result<(), ReportError> {
     put(&written.html, &html(results))?;
     put(&written.summary, &markdown(results))?;
+    for (format, name) in export::BESIDE {
+        put(&dir.join(name), &export::text(format, results))?;
+    }
     Ok(())
 }
 

@@ -17,6 +17,17 @@
 use crate::load::report::LoadReport;
 use crate::results::Void;
 
+/// What they are called in the results.
+pub const NAMES: [&str; 7] = [
+    "achieved",
+    "late sends",
+    "steal",
+    "pressure stall",
+    "generator saturated",
+    "generator throttled",
+    "Little's law",
+];
+
 /// Fewest completed of offered requests.
 pub const ACHIEVED: f64 = 0.99;
 /// Most sends over 1 ms late, of all sends.
