@@ -13,14 +13,15 @@ use crate::arm::Arm;
 use crate::results::{self, Profile, Results, State};
 use crate::run::{self, Ground, KubeOptions, Options, Pace, Plan, RunError};
 use crate::scenario::{self, Id};
-use crate::{attend, cluster, doctor, errand, load, report, serve};
+use crate::{attend, cluster, doctor, errand, export, foresee, load, report, serve};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use comfy_table::{ContentArrangement, Table, presets};
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::LazyLock;
+use std::time::Duration;
 use time::macros::format_description;
 
 const VOID: u8 = 2;
@@ -39,16 +40,20 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Says what this machine lacks
-    Doctor,
+    /// Says what this machine lacks, or whether the generator can be trusted on it
+    Doctor(DoctorArgs),
     /// Lists the scenarios, what they ask, need and cost
     List(ListArgs),
-    /// Measures, and writes results.json, report.html and summary.md
+    /// Measures, and writes results.json and the reports made from it
     Run(RunArgs),
+    /// Says how many blocks a wanted resolution takes, from the noise of a run
+    Plan(foresee::PlanArgs),
     /// Makes the reports of a results directory anew
     Report(ReportArgs),
     /// Sets two or more results against each other
     Compare(crate::compare::CompareArgs),
+    /// Makes CSV, Prometheus, JUnit or Fortio files of a run
+    Export(export::ExportArgs),
     /// Removes what a killed run left behind
     Clean(CleanArgs),
     /// Prints the JSON Schema of results.json, or checks files against it
@@ -69,6 +74,14 @@ enum Command {
     /// Holds a private key in memory: the key scan's own control
     #[command(name = HOLD_KEY, hide = true)]
     HoldKey,
+}
+
+#[derive(Args, Debug)]
+struct DoctorArgs {
+    /// Holds the load generator against a responder whose delays and stalls are known, and says what
+    /// rate one core reaches
+    #[arg(long)]
+    generator: bool,
 }
 
 #[derive(Args, Debug)]
@@ -114,7 +127,37 @@ struct RunArgs {
     /// Lets through binaries without optimisation, for a run that claims nothing
     #[arg(long)]
     allow_debug: bool,
+
+    /// Blocks of what is timed, and of the rest in proportion; the profile's by default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    blocks: Option<u32>,
+
+    /// Makes as many blocks as fit into about that time, as in 20m
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, conflicts_with = "blocks")]
+    time_budget: Option<Duration>,
+
+    /// Goes on with the interrupted run in that directory, as it was asked for then
+    #[arg(long, value_name = "DIR", conflicts_with_all = FIXED_BY_THE_FIRST_PART)]
+    resume: Option<PathBuf>,
 }
+
+/// What a run that goes on takes from its first part.
+const FIXED_BY_THE_FIRST_PART: [&str; 14] = [
+    "cluster",
+    "context",
+    "image",
+    "nodes",
+    "disturb_others",
+    "no_realtime",
+    "profile",
+    "seed",
+    "out",
+    "scenarios",
+    "arms",
+    "allow_debug",
+    "blocks",
+    "time_budget",
+];
 
 /// For `--cluster kube`.
 #[derive(Args, Debug)]
@@ -225,13 +268,16 @@ pub fn main() -> ExitCode {
         Err(error) => return misused(&error),
     };
     let result = match cli.command {
-        Command::Doctor => examine(),
+        Command::Doctor(args) if args.generator => examine_generator(),
+        Command::Doctor(_) => examine(),
         Command::List(args) => {
             list(args.cluster, args.profile.into());
             Ok(0)
         }
         Command::Run(args) => measure(args),
+        Command::Plan(args) => foresee::run(&args).map(|()| 0).map_err(Trouble::usage),
         Command::Report(args) => render(&args),
+        Command::Export(args) => export::run(&args).map(|()| 0).map_err(Trouble::usage),
         Command::Compare(args) => crate::compare::run(&args).map_err(Trouble::usage),
         Command::Clean(args) => clean(&args),
         Command::Schema(args) => schema(&args),
@@ -320,6 +366,15 @@ fn examine() -> Result<u8, Trouble> {
     Ok(if doctor::can_run(&checks) { 0 } else { VOID })
 }
 
+fn examine_generator() -> Result<u8, Trouble> {
+    let findings = load::selftest::examine(Default::default()).map_err(Trouble::void)?;
+    println!("{findings}");
+    if duet_core::OPT_LEVEL == "0" {
+        println!("built without optimisation: what one core reaches is not what it can");
+    }
+    Ok(if findings.trusted() { 0 } else { VOID })
+}
+
 fn list(cluster: ClusterKind, profile: Profile) {
     let plan = plan(cluster, profile, 0, &[], &[]);
     let mut table = Table::new();
@@ -327,7 +382,7 @@ fn list(cluster: ClusterKind, profile: Profile) {
         .load_style(presets::UTF8_HORIZONTAL_ONLY)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(["", "question", "arms", "blocks", "time", "needs"]);
-    let mut total = std::time::Duration::ZERO;
+    let mut total = Duration::ZERO;
     for experiment in scenario::experiments() {
         let ids = experiment.scenarios();
         let alone = [experiment];
@@ -335,7 +390,7 @@ fn list(cluster: ClusterKind, profile: Profile) {
         let cost = if asked {
             run::estimate(&plan, &alone)
         } else {
-            std::time::Duration::ZERO
+            Duration::ZERO
         };
         total += cost;
         for (at, id) in ids.iter().enumerate() {
@@ -358,7 +413,7 @@ fn list(cluster: ClusterKind, profile: Profile) {
     println!("all together, about {}", span(total));
 }
 
-fn span(time: std::time::Duration) -> String {
+fn span(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
         0..120 => format!("{seconds} s"),
@@ -422,7 +477,33 @@ fn ground(cluster: ClusterKind, kube: KubeArgs) -> Ground {
     }
 }
 
+/// What was asked for when the run in that directory began, and what there is of it.
+fn recall(dir: &Path) -> Result<(RunArgs, Results), Trouble> {
+    let earlier = results::read(dir).map_err(Trouble::usage)?;
+    let path = dir.display();
+    let Ok(Cli {
+        command: Command::Run(mut args),
+    }) = Cli::try_parse_from(&earlier.command)
+    else {
+        return Err(Trouble::usage(format!(
+            "--resume {path}: this version does not understand the command line that began it: {}",
+            earlier.command.join(" ")
+        )));
+    };
+    args.seed = Some(earlier.seed);
+    args.out = Some(if dir.is_dir() {
+        dir.to_owned()
+    } else {
+        dir.parent().unwrap_or(dir).to_owned()
+    });
+    Ok((args, earlier))
+}
+
 fn measure(args: RunArgs) -> Result<u8, Trouble> {
+    let (args, earlier) = match &args.resume {
+        Some(dir) => recall(dir).map(|(args, earlier)| (args, Some(earlier)))?,
+        None => (args, None),
+    };
     let ground = ground(args.cluster, args.kube);
     let seed = args.seed.unwrap_or_else(rand::random);
     let out = args.out.unwrap_or_else(|| {
@@ -434,13 +515,24 @@ fn measure(args: RunArgs) -> Result<u8, Trouble> {
             .unwrap_or_else(|_| now.unix_timestamp().to_string());
         PathBuf::from("out").join(name)
     });
-    let plan = plan(
+    let mut plan = plan(
         args.cluster,
         args.profile.into(),
         seed,
         &args.scenarios,
         &args.arms,
     );
+    if let Some(blocks) = args.blocks {
+        plan.pace = plan.pace.with_blocks(blocks);
+    }
+    if let Some(budget) = args.time_budget {
+        plan = plan.within(budget).map_err(Trouble::usage)?;
+        eprintln!(
+            "duet-bench: {} blocks fit into {}",
+            plan.pace.blocks,
+            humantime::format_duration(budget)
+        );
+    }
     let kubeless: Vec<&str> = args
         .scenarios
         .iter()
@@ -471,6 +563,7 @@ fn measure(args: RunArgs) -> Result<u8, Trouble> {
         out,
         allow_debug: args.allow_debug,
         command: std::env::args().collect(),
+        earlier,
     };
     let mut finished = run::run(&options).map_err(|error| match error {
         RunError::Out { .. } => Trouble::usage(error),
@@ -541,52 +634,5 @@ fn schema(args: &SchemaArgs) -> Result<u8, Trouble> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn names_are_checked_while_parsing() {
-        let parse = |arguments: &[&str]| {
-            Cli::try_parse_from(["duet-bench"].iter().chain(arguments)).map(|_| ())
-        };
-        assert!(parse(&["run", "--scenarios", "L1,i1", "--arms", "none,aa"]).is_ok());
-        let wrong = parse(&["run", "--scenarios", "L9"])
-            .unwrap_err()
-            .to_string();
-        assert!(wrong.contains("L9") && wrong.contains("X1"), "{wrong}");
-        assert!(parse(&["run", "--arms", "both"]).is_err());
-        assert!(parse(&["run", "--profile", "huge"]).is_err());
-    }
-
-    #[test]
-    fn arms_and_scenarios_keep_the_reports_order() {
-        let chosen = plan(
-            ClusterKind::Netns,
-            Profile::Quick,
-            1,
-            &[Id::X1, Id::L1],
-            &[Arm::Agent, Arm::None],
-        );
-        assert_eq!(chosen.scenarios, [Id::L1, Id::X1]);
-        assert_eq!(chosen.arms, [Arm::None, Arm::Agent]);
-    }
-
-    #[test]
-    fn what_needs_a_kubelet_is_asked_where_there_is_one() {
-        let all = |cluster| plan(cluster, Profile::Smoke, 1, &[], &[]);
-        let here = all(ClusterKind::Netns);
-        assert!(!here.scenarios.iter().any(|id| id.needs_kubelet()));
-        assert!(!here.arms.contains(&Arm::ClassicSidecar));
-        let there = all(ClusterKind::Kube);
-        assert_eq!(there.scenarios, Id::ALL);
-        assert_eq!(there.arms, Arm::ALL);
-        let timed = plan(ClusterKind::Kube, Profile::Smoke, 1, &[Id::L1], &[]);
-        assert!(!timed.arms.contains(&Arm::ClassicSidecar));
-    }
-}
+#[path = "cli_tests.rs"]
+mod tests;

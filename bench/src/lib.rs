@@ -18,6 +18,8 @@ pub mod serve;
 
 pub mod analysis;
 pub mod compare;
+pub mod export;
+pub mod foresee;
 pub mod report;
 pub mod results;
 pub mod stats;

@@ -142,6 +142,75 @@ fn an_interrupt_ends_a_run_and_leaves_nothing() {
     assert_eq!(states_of(owner), 0, "a cluster is left: {:?}", namespaces());
 }
 
+/// A run that is killed outright keeps its finished blocks, goes on with them, and only with the same programs.
+#[test]
+fn a_killed_run_goes_on_where_it_was() {
+    if !root() {
+        return;
+    }
+    let out = tempfile::tempdir().expect("a directory");
+    let mut child = bench()
+        .args(["run", "--profile", "smoke", "--seed", "9", "--blocks", "3"])
+        .args(["--arms", "none", "--scenarios", "L2", "--allow-debug"])
+        .arg("--out")
+        .arg(out.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("duet-bench starts");
+    let owner = child.id();
+    let file = out.path().join("results.json");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !file.is_file() {
+        assert!(Instant::now() < deadline, "no block was finished");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().expect("it lives");
+    child.wait().expect("it is dead");
+    let before = json(&file);
+    let first = &before["scenarios"][0]["blocks"][0];
+    assert!(before["scenarios"][0]["blocks"].as_array().map(Vec::len) < Some(3));
+
+    let resume = |dir: &Path| {
+        let mut command = bench();
+        command.arg("run").arg("--resume").arg(dir);
+        command.output().expect("runs")
+    };
+    // Of another program.
+    let foreign = tempfile::tempdir().expect("a directory");
+    let mut changed = before.clone();
+    changed["machine"]["binaries"]["duet-bench"] = "0".repeat(64).into();
+    std::fs::write(foreign.path().join("results.json"), changed.to_string()).expect("written");
+    let refused = resume(foreign.path());
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    let line = stderr(&refused);
+    assert!(line.contains("duet-bench is another one"), "{line}");
+    let contradiction = bench()
+        .args(["run", "--seed", "1", "--resume"])
+        .arg(out.path())
+        .output()
+        .expect("runs");
+    assert_eq!(contradiction.status.code(), Some(3));
+
+    let output = resume(out.path());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let after = json(&file);
+    let blocks = after["scenarios"][0]["blocks"].as_array().expect("blocks");
+    assert_eq!(blocks.len(), 3);
+    assert_eq!(&blocks[0], first, "a finished block was made again");
+    assert_eq!(blocks[2]["index"], 2);
+    assert_eq!(after["seed"], 9);
+    assert!(after["notes"].to_string().contains("interrupted"));
+    assert!(after["duration_s"].as_f64() > before["duration_s"].as_f64());
+    assert!(out.path().join("report.html").is_file());
+    assert_eq!(states_of(owner), 0, "the killed run's cluster is left");
+
+    // What is complete is not measured again.
+    let again = resume(out.path());
+    assert_eq!(again.status.code(), Some(0), "{}", stderr(&again));
+    assert_eq!(json(&file)["scenarios"], after["scenarios"]);
+}
+
 #[test]
 fn mistakes_on_the_command_line_are_one_line_and_code_3() {
     for arguments in [
@@ -149,6 +218,9 @@ fn mistakes_on_the_command_line_are_one_line_and_code_3() {
         &["run", "--scenarios", "L9"],
         &["run", "--arms", "both"],
         &["run", "--arms", "none", "--scenarios", "X1"],
+        &["run", "--time-budget", "3s"],
+        &["run", "--resume", "/nowhere/at/all"],
+        &["plan", "/nowhere/at/all"],
         &["report", "/nowhere/at/all"],
         &["nonsense"],
     ] {

@@ -16,7 +16,7 @@ mod loads;
 pub mod protocol;
 mod reach;
 mod readings;
-mod realtime;
+pub(crate) mod realtime;
 
 pub use reach::{Reached, reach};
 

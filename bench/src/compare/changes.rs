@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::Thresholds;
 use crate::analysis::{Table, words};
 use crate::results::{
     Arm, Better, Claim, Compare, Effect, Estimate, Kind, Metric, Placement, Point, Profile,
@@ -17,7 +18,7 @@ pub struct Comparison {
     pub files: Vec<File>,
     pub warnings: Vec<String>,
     pub notes: Vec<String>,
-    /// A claimed change for the worse beyond this share is a regression.
+    /// A claimed change for the worse beyond this share is a regression, where no rule says otherwise.
     pub threshold: f64,
     pub changes: Vec<Change>,
 }
@@ -67,12 +68,12 @@ pub struct Side {
     pub median: f64,
 }
 
-pub fn of(runs: &[(PathBuf, Results)], threshold: f64, force: bool) -> Comparison {
+pub fn of(runs: &[(PathBuf, Results)], thresholds: &Thresholds, force: bool) -> Comparison {
     let mut comparison = Comparison {
         files: files(runs),
         warnings: Vec::new(),
         notes: Vec::new(),
-        threshold,
+        threshold: thresholds.default,
         changes: Vec::new(),
     };
     let Some(((_, old), newer)) = runs.split_first() else {
@@ -93,11 +94,12 @@ pub fn of(runs: &[(PathBuf, Results)], threshold: f64, force: bool) -> Compariso
             .extend(differing_parameters(old, new, name));
         let rules = Rules {
             file,
-            threshold,
+            thresholds,
             foreign: !differences.is_empty() && !force,
         };
         comparison.changes.extend(rules.changes(old, new));
     }
+    comparison.warnings.extend(thresholds.unused());
     comparison
         .notes
         .extend(drift(&comparison.changes, &comparison.files, old));
@@ -174,14 +176,14 @@ struct Subject<'a> {
     point: &'a Point,
 }
 
-struct Rules {
+struct Rules<'a> {
     file: usize,
-    threshold: f64,
+    thresholds: &'a Thresholds,
     /// Of another machine, and not forced.
     foreign: bool,
 }
 
-impl Rules {
+impl Rules<'_> {
     fn changes(&self, old: &Results, new: &Results) -> Vec<Change> {
         let mut changes = Vec::new();
         for before in &old.scenarios {
@@ -284,14 +286,17 @@ impl Rules {
             Better::Lower => Claim::Higher,
             Better::Higher => Claim::Lower,
         };
-        let Some(estimate) = change.estimate.filter(|_| change.claim == worse) else {
+        // Asked for each change, so that a rule without any is known.
+        let threshold = self.thresholds.of(change);
+        let estimate = change.estimate.filter(|_| change.claim == worse);
+        let (Some(estimate), Some(threshold)) = (estimate, threshold) else {
             return false;
         };
         match change.effect {
-            Effect::Ratio => estimate.value.max(1.0 / estimate.value) > 1.0 + self.threshold,
+            Effect::Ratio => estimate.value.max(1.0 / estimate.value) > 1.0 + threshold,
             // Relative to the old value; from nothing, any change is beyond every threshold.
             Effect::Difference if change.old.median == 0.0 => true,
-            Effect::Difference => estimate.value.abs() > self.threshold * change.old.median.abs(),
+            Effect::Difference => estimate.value.abs() > threshold * change.old.median.abs(),
         }
     }
 }

@@ -13,8 +13,10 @@
 
 mod changes;
 mod html;
+mod junit;
 mod markdown;
 mod text;
+mod thresholds;
 
 #[cfg(test)]
 mod tests;
@@ -28,6 +30,7 @@ use crate::analysis::{analyse, mismatched_cores};
 use crate::results::{self, FileError, Results, State};
 
 pub use changes::{Change, Comparison, Side};
+pub use thresholds::{Thresholds, ThresholdsError};
 
 /// Exit codes, as the command line documents them.
 const FINE: u8 = 0;
@@ -46,8 +49,13 @@ pub struct CompareArgs {
     pub format: Format,
 
     /// Claimed changes for the worse beyond so many per cent are regressions (exit code 1)
-    #[arg(long, value_name = "PERCENT", default_value_t = 10.0, value_parser = threshold)]
+    #[arg(long, value_name = "PERCENT", default_value_t = thresholds::DEFAULT, value_parser = threshold)]
     pub threshold: f64,
+
+    /// JSON file with thresholds by scenario, metric and arm, as in
+    /// {"default": 10, "rules": [{"scenario": "R1", "percent": 3}, {"metric": "p99", "ignore": true}]}
+    #[arg(long, value_name = "FILE")]
+    pub thresholds: Option<PathBuf>,
 
     /// Claims times of different machines too
     #[arg(long)]
@@ -60,6 +68,7 @@ pub enum Format {
     Markdown,
     Html,
     Json,
+    Junit,
 }
 
 /// A comparison that cannot be made; the message is one line.
@@ -67,6 +76,8 @@ pub enum Format {
 pub enum CompareError {
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(transparent)]
+    Thresholds(#[from] ThresholdsError),
     #[error("{path}: {why}: its arms cannot be compared")]
     Cores { path: PathBuf, why: String },
     #[error("{old} and {new} have no scenario, arm and metric in common")]
@@ -95,6 +106,7 @@ pub fn run(args: &CompareArgs) -> Result<u8, CompareError> {
         Format::Text => text::render(&comparison, colour),
         Format::Markdown => markdown::render(&comparison),
         Format::Html => html::render(&comparison),
+        Format::Junit => junit::render(&comparison),
         Format::Json => serde_json::to_string_pretty(&comparison)?,
     };
     if !rendered.ends_with('\n') {
@@ -114,6 +126,10 @@ pub fn run(args: &CompareArgs) -> Result<u8, CompareError> {
 
 /// Reads and compares.
 pub fn compare(args: &CompareArgs) -> Result<Comparison, CompareError> {
+    let thresholds = match &args.thresholds {
+        Some(path) => Thresholds::read(path, args.threshold)?,
+        None => Thresholds::all(args.threshold),
+    };
     let mut runs = Vec::new();
     for path in &args.files {
         let mut results = results::read(path)?;
@@ -127,7 +143,7 @@ pub fn compare(args: &CompareArgs) -> Result<Comparison, CompareError> {
         analyse(&mut results);
         runs.push((path.clone(), results));
     }
-    let comparison = changes::of(&runs, args.threshold / 100.0, args.force);
+    let comparison = changes::of(&runs, &thresholds, args.force);
     for (index, (path, _)) in runs.iter().enumerate().skip(1) {
         if !comparison.changes.iter().any(|change| change.file == index) {
             return Err(CompareError::NothingInCommon {

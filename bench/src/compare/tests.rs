@@ -31,6 +31,7 @@ impl Files {
             files: self.paths.clone(),
             format: Format::Text,
             threshold: 10.0,
+            thresholds: None,
             force: false,
         }
     }
@@ -303,4 +304,73 @@ fn runs_are_named_by_what_tells_them_apart() {
         ["a/out", "b/out"]
     );
     assert_eq!(named(["a", "a"]), ["#1", "#2"]);
+}
+
+/// As [`Files::compare`], with a thresholds file of this text.
+fn with_thresholds(files: &Files, text: &str) -> Result<Comparison, CompareError> {
+    let path = files.dir.path().join("thresholds.json");
+    std::fs::write(&path, text).unwrap();
+    compare(&CompareArgs {
+        thresholds: Some(path),
+        ..files.args()
+    })
+}
+
+#[test]
+fn a_thresholds_file_decides_by_scenario_metric_and_arm() {
+    let old = made_up(Profile::Quick, 5);
+    let metric = keys::NODE_CPU_PER_REQUEST;
+    let slower = scaled(unanalysed(Profile::Quick, 6), metric, "agent", 1.5);
+    let files = Files::of(&[&old, &slower]);
+    let code = |text: &str| with_thresholds(&files, text).unwrap().exit_code();
+    assert_eq!(code("{}"), 1);
+    assert_eq!(code(r#"{"default": 300}"#), 0);
+    let rule = |rest: &str| format!(r#"{{"default": 300, "rules": [{rest}]}}"#);
+    assert_eq!(code(&rule(r#"{"scenario": "r2", "percent": 5}"#)), 1);
+    assert_eq!(code(&rule(r#"{"scenario": "L1", "percent": 5}"#)), 0);
+    assert_eq!(code(&rule(r#"{"arm": "sidecar", "percent": 5}"#)), 0);
+    // The first that matches decides.
+    let ignored = format!(r#"{{"metric": "{metric}", "ignore": true}}, {{"percent": 1}}"#);
+    let comparison = with_thresholds(&files, &rule(&ignored)).unwrap();
+    assert!(!change(&comparison, metric, "agent").regression);
+    let misspelt = with_thresholds(&files, &rule(r#"{"metric": "p05", "percent": 5}"#)).unwrap();
+    assert!(misspelt.warnings.iter().any(|one| one.contains("rule 1")));
+}
+
+#[test]
+fn a_wrong_thresholds_file_is_named_with_what_to_write() {
+    let run = made_up(Profile::Quick, 5);
+    let files = Files::of(&[&run, &run]);
+    for (text, wanted) in [
+        (r#"{"rules": [{"percnt": 5}]}"#, "percnt"),
+        (r#"{"rules": [{"metric": "p50"}]}"#, "rule 1: give percent"),
+        (r#"{"rules": [{"percent": -1}]}"#, "rule 1: give per cent"),
+        (r#"{"default": -3}"#, "default: give"),
+        ("nonsense", "write {"),
+    ] {
+        let said = with_thresholds(&files, text).unwrap_err().to_string();
+        assert!(
+            said.contains("thresholds.json") && said.contains(wanted),
+            "{said}"
+        );
+        assert_eq!(said.lines().count(), 1);
+    }
+}
+
+#[test]
+fn junit_has_a_case_for_each_change_and_fails_regressions() {
+    let old = made_up(Profile::Quick, 5);
+    let metric = keys::NODE_CPU_PER_REQUEST;
+    let slower = scaled(unanalysed(Profile::Quick, 6), metric, "agent", 1.5);
+    let comparison = Files::of(&[&old, &slower]).compare();
+    let xml = junit::render(&comparison);
+    let cases = xml.matches("<testcase ").count();
+    assert_eq!(cases, comparison.files.len() + comparison.changes.len());
+    let regressions = comparison
+        .changes
+        .iter()
+        .filter(|one| one.regression)
+        .count();
+    assert!(regressions > 0);
+    assert_eq!(xml.matches("<failure ").count(), regressions);
 }

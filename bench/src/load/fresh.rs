@@ -42,9 +42,12 @@ impl Fresh {
     }
 
     /// Opens a connection for a due request.
-    pub fn dispatch(&self, due: Due, _now_ns: u64) {
+    pub fn dispatch(&self, due: Due, now_ns: u64) {
         if self.0.in_flight.load(Ordering::Relaxed) >= self.0.in_flight_limit {
-            self.0.recorder.lock().unsent(due, ErrorKind::QueueFull);
+            self.0
+                .recorder
+                .lock()
+                .unsent(due, now_ns, ErrorKind::QueueFull);
             return;
         }
         self.0.in_flight.fetch_add(1, Ordering::Relaxed);

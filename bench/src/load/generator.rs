@@ -292,6 +292,7 @@ impl Generator<'_> {
             received_bytes: recorder.received_bytes,
             late_sends: recorder.late_sends,
             waited_for_connection: recorder.waited_for_connection,
+            mean_concurrency: recorder.mean_concurrency(),
             connection_counts: recorder.connections,
             generator,
             histograms: recorder.histograms(),
@@ -305,9 +306,9 @@ const DRAIN_STEP_NS: u64 = 1_000_000;
 /// For timers that fire late on a loaded machine.
 const DRAIN_GRACE_NS: u64 = 2_000_000_000;
 
-/// User and system CPU seconds of this process so far.
+/// User and system CPU seconds of this thread so far: the generator's one thread, whatever else the process does.
 fn processor_time() -> Result<(f64, f64), LoadError> {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).map_err(|e| LoadError::Timer(e.into()))?;
+    let usage = getrusage(UsageWho::RUSAGE_THREAD).map_err(|e| LoadError::Timer(e.into()))?;
     let seconds = |time: nix::sys::time::TimeVal| time.num_microseconds() as f64 / 1e6;
     Ok((seconds(usage.user_time()), seconds(usage.system_time())))
 }

@@ -6,6 +6,7 @@
 //! schedule. Reading order: [`generator`], [`pool`], [`record`].
 
 pub mod clock;
+pub mod concurrency;
 pub mod connection;
 pub mod error;
 pub mod fresh;
@@ -17,6 +18,7 @@ pub mod reconnect;
 pub mod record;
 pub mod report;
 pub mod schedule;
+pub mod selftest;
 pub mod target;
 pub mod warmup;
 

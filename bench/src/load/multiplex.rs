@@ -79,10 +79,13 @@ impl Multiplex {
     }
 
     /// Sends a due request, or lets it wait for a connection.
-    pub fn dispatch(&self, due: Due, _now_ns: u64) {
+    pub fn dispatch(&self, due: Due, now_ns: u64) {
         let mut state = self.0.state();
         if state.in_flight + state.waiting.len() >= self.0.in_flight_limit {
-            self.0.recorder.lock().unsent(due, ErrorKind::QueueFull);
+            self.0
+                .recorder
+                .lock()
+                .unsent(due, now_ns, ErrorKind::QueueFull);
         } else if let Some(channel) = state.next() {
             self.0.send(&mut state, channel, due);
         } else {
@@ -120,7 +123,9 @@ impl Shared {
         while let Some(due) = state.waiting.front()
             && due.intended_ns + timeout_ns <= now_ns
         {
-            self.recorder.lock().unsent(*due, ErrorKind::Timeout);
+            self.recorder
+                .lock()
+                .unsent(*due, now_ns, ErrorKind::Timeout);
             state.waiting.pop_front();
         }
     }

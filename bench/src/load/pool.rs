@@ -107,7 +107,10 @@ impl Pool {
                 if state.queue.len() < self.0.queue_limit {
                     state.queue.push_back(due);
                 } else {
-                    self.0.recorder.lock().unsent(due, ErrorKind::QueueFull);
+                    self.0
+                        .recorder
+                        .lock()
+                        .unsent(due, now_ns, ErrorKind::QueueFull);
                 }
             }
         }
@@ -129,7 +132,9 @@ impl Shared {
         while let Some(due) = state.queue.front()
             && due.intended_ns + timeout_ns <= now_ns
         {
-            self.recorder.lock().unsent(*due, ErrorKind::Timeout);
+            self.recorder
+                .lock()
+                .unsent(*due, now_ns, ErrorKind::Timeout);
             state.queue.pop_front();
         }
     }

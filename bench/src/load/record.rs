@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hdrhistogram::Histogram;
 
+use super::concurrency::Concurrency;
 use super::error::ErrorKind;
 use super::report::{
     ConnectionCounts, EncodedHistogram, HIGHEST_NS, LATE_SEND_NS, LoadHistograms, Timeline,
@@ -65,6 +66,7 @@ pub struct Recorder {
     pub late_sends: u64,
     pub waited_for_connection: u64,
     pub connections: ConnectionCounts,
+    concurrency: Concurrency,
     timeline: Timeline,
 
     response: Histogram<u64>,
@@ -90,6 +92,7 @@ impl Recorder {
             late_sends: 0,
             waited_for_connection: 0,
             connections: ConnectionCounts::default(),
+            concurrency: Concurrency::default(),
             timeline: Timeline {
                 bin_ns,
                 ..Timeline::default()
@@ -146,6 +149,7 @@ impl Recorder {
             return;
         }
         self.offered += 1;
+        self.concurrency.arrived(due.intended_ns, now_ns);
         if now_ns.saturating_sub(due.intended_ns) > LATE_SEND_NS {
             self.late_sends += 1;
         }
@@ -185,6 +189,8 @@ impl Recorder {
             Ok(bytes) => {
                 self.completed += 1;
                 self.received_bytes += bytes;
+                self.concurrency
+                    .left(due.intended_ns, done_ns, Some(response_ns));
                 record(&mut self.response, response_ns);
                 record(&mut self.service, service_ns);
                 let bin = self.bin(due);
@@ -193,8 +199,10 @@ impl Recorder {
                 self.timeline.slowest_us[bin] = self.timeline.slowest_us[bin].max(us);
             }
             Err(kind) => {
-                if kind.is_timeout() {
-                    record(&mut self.response, response_ns.max(self.timeout_ns));
+                let counted_ns = kind.is_timeout().then(|| response_ns.max(self.timeout_ns));
+                self.concurrency.left(due.intended_ns, done_ns, counted_ns);
+                if let Some(counted_ns) = counted_ns {
+                    record(&mut self.response, counted_ns);
                     record(&mut self.service, service_ns.max(self.timeout_ns));
                 }
                 self.count_error(due, kind);
@@ -203,10 +211,12 @@ impl Recorder {
     }
 
     /// A request that was never sent: the queue was full, or its time ran out while it waited for a connection.
-    pub fn unsent(&mut self, due: Due, kind: ErrorKind) {
+    pub fn unsent(&mut self, due: Due, now_ns: u64, kind: ErrorKind) {
         if due.measured {
-            if kind.is_timeout() {
-                record(&mut self.response, self.timeout_ns);
+            let counted_ns = kind.is_timeout().then_some(self.timeout_ns);
+            self.concurrency.left(due.intended_ns, now_ns, counted_ns);
+            if let Some(counted_ns) = counted_ns {
+                record(&mut self.response, counted_ns);
             }
             self.count_error(due, kind);
         }
@@ -220,6 +230,13 @@ impl Recorder {
             record(connect, connect_ns);
             record(first_byte, first_byte_ns);
         }
+    }
+
+    /// Requests under way on the mean of the window, those that the distribution of responses leaves out not
+    /// counted; see [`super::concurrency`].
+    pub fn mean_concurrency(&self) -> f64 {
+        self.concurrency
+            .mean(self.window.map_or(0, |window| window.length_ns))
     }
 
     pub fn histograms(&self) -> LoadHistograms {
@@ -321,9 +338,11 @@ mod tests {
             recorder.finished(due(0), 0, 2 * MS, Err(kind));
         }
         recorder.offered(due(0), 0);
-        recorder.unsent(due(0), ErrorKind::Timeout);
+        recorder.unsent(due(0), 3 * MS, ErrorKind::Timeout);
         assert_eq!(recorder.response.len(), 3);
         assert!(recorder.response.min() / MS >= 999);
         assert_eq!(recorder.errors.values().sum::<u64>(), 4);
+        // Three time-outs of a second each in a window of 25 ms.
+        assert!((recorder.mean_concurrency() - 120.0).abs() < 1e-9);
     }
 }

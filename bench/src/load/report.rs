@@ -63,6 +63,9 @@ pub struct LoadReport {
     pub late_sends: u64,
     /// Requests that had to wait more than 1 ms for a free connection.
     pub waited_for_connection: u64,
+    /// Requests under way on the mean of the window, those not in the distribution of responses left out.
+    #[serde(default)]
+    pub mean_concurrency: f64,
     /// Connections during the measured window.
     pub connection_counts: ConnectionCounts,
     pub generator: GeneratorCost,
@@ -92,7 +95,7 @@ pub struct ConnectionCounts {
     pub failed_attempts: u64,
 }
 
-/// What the generator cost in the measured window (getrusage of the process).
+/// What the generator cost in the measured window (getrusage of its one thread).
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct GeneratorCost {
     pub cpu_user_s: f64,
@@ -201,6 +204,14 @@ impl LoadReport {
         } else {
             self.late_sends as f64 / self.sent as f64
         }
+    }
+
+    /// Little's law: requests under way by the clock ÷ (rate × mean response). 1 where every request is accounted
+    /// for; none where nothing is in the distribution.
+    pub fn littles_law(&self) -> Option<f64> {
+        let response = self.histograms.response.decode().ok()?;
+        let expected = response.len() as f64 * response.mean() / (self.window_s * 1e9);
+        (expected > 0.0).then(|| self.mean_concurrency / expected)
     }
 
     /// Correct answers per second of the measured window.

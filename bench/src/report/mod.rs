@@ -15,12 +15,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::analysis::analyse;
+use crate::export;
 use crate::results::{self, FileError, Results};
 
 pub(crate) use html::STYLE;
 pub use html::page as html;
 pub use markdown::summary as markdown;
 pub use terminal::{banner, verdict_table};
+
+/// Names of the files that are made from `results.json`.
+pub const DERIVED: [&str; 5] = [
+    "report.html",
+    "summary.md",
+    export::BESIDE[0].1,
+    export::BESIDE[1].1,
+    export::BESIDE[2].1,
+];
 
 /// Files a report consists of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,8 +52,8 @@ pub enum ReportError {
     },
 }
 
-/// Analyses the results and writes `results.json`, `report.html` and `summary.md` into `dir`,
-/// which is made if need be.
+/// Analyses the results and writes them with everything that is made from them ([`DERIVED`]) into
+/// `dir`, which is made if need be.
 pub fn write(results: &mut Results, dir: &Path) -> Result<Written, ReportError> {
     analyse(results);
     fs::create_dir_all(dir).map_err(|source| ReportError::Write {
@@ -56,8 +66,7 @@ pub fn write(results: &mut Results, dir: &Path) -> Result<Written, ReportError> 
         summary: dir.join("summary.md"),
     };
     results::write(results, &written.json)?;
-    put(&written.html, &html(results))?;
-    put(&written.summary, &markdown(results))?;
+    derive(results, &written, dir)?;
     Ok(written)
 }
 
@@ -78,9 +87,18 @@ pub fn rerender(path: &Path) -> Result<(Results, Written), ReportError> {
         summary: dir.join("summary.md"),
         json,
     };
-    put(&written.html, &html(&results))?;
-    put(&written.summary, &markdown(&results))?;
+    derive(&results, &written, &dir)?;
     Ok((results, written))
+}
+
+/// Writes what is made from the results beside them.
+fn derive(results: &Results, written: &Written, dir: &Path) -> Result<(), ReportError> {
+    put(&written.html, &html(results))?;
+    put(&written.summary, &markdown(results))?;
+    for (format, name) in export::BESIDE {
+        put(&dir.join(name), &export::text(format, results))?;
+    }
+    Ok(())
 }
 
 fn put(path: &Path, text: &str) -> Result<(), ReportError> {

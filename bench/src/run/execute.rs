@@ -6,9 +6,11 @@
 use super::ground::{Ground, Prepared};
 use super::machine;
 use super::parity;
-use super::preflight::Refusal;
+use super::preflight::{Binaries, Refusal};
+use super::resume;
 use super::{Interrupt, Interrupted, Plan, Progress};
 use crate::cluster;
+use crate::report;
 use crate::results::{self, Block, Results, SCHEMA, Scenario};
 use crate::scenario::{Beds, Experiment, Failure, Id, Lab, Visit, experiments};
 use std::path::{Path, PathBuf};
@@ -27,6 +29,8 @@ pub struct Options {
     pub allow_debug: bool,
     /// The command line, for the record.
     pub command: Vec<String>,
+    /// What there is of this run already, if it goes on.
+    pub earlier: Option<Results>,
 }
 
 /// A run that came to an end; its analysis is still to be made.
@@ -46,6 +50,9 @@ pub enum RunError {
     /// Somebody wanted it to end.
     #[error("interrupted; finished blocks are kept")]
     Interrupted,
+    /// It would not be the same run.
+    #[error("--resume: {0}")]
+    Resume(String),
     /// The binaries cannot be compared.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -92,7 +99,9 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
         source,
     })?;
     // What an earlier run left there would pass for this one's if it is killed.
-    for stale in ["results.json", "report.html", "summary.md"] {
+    let derived = report::DERIVED.into_iter();
+    let own = options.earlier.is_none().then_some("results.json");
+    for stale in derived.chain(own) {
         match std::fs::remove_file(options.out.join(stale)) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
                 return Err(RunError::Out {
@@ -112,42 +121,52 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
         mut notes,
         claims_nothing,
     } = options.ground.prepare(options, binaries, &interrupt)?;
+    if options.earlier.is_some() && options.ground == Ground::Netns {
+        // What a killed run left would go on using the machine.
+        cluster::clean_all(false)?;
+    }
     if plan.profile == results::Profile::Smoke {
         notes.push("A smoke run shows that everything works; it claims nothing.".to_owned());
     }
 
-    let started = Instant::now();
     let tls_suite = machine.tls_suite.clone();
-    let mut results = Results {
-        schema: SCHEMA.to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        started: time::OffsetDateTime::now_utc()
-            .format(&time::format_description::well_known::Rfc3339)
-            .unwrap_or_default(),
-        duration_s: 0.0,
-        profile: if claims_nothing {
-            results::Profile::Smoke
-        } else {
-            plan.profile
+    let mut results = match &options.earlier {
+        Some(earlier) => resume::continued(earlier, &machine)?,
+        None => Results {
+            schema: SCHEMA.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: time::OffsetDateTime::now_utc()
+                .format(&time::format_description::well_known::Rfc3339)
+                .unwrap_or_default(),
+            duration_s: 0.0,
+            profile: if claims_nothing {
+                results::Profile::Smoke
+            } else {
+                plan.profile
+            },
+            seed: plan.seed,
+            cluster: options.ground.name().to_owned(),
+            command: options.command.clone(),
+            machine,
+            arms: parity::arms(&plan.arms, &binaries, &[]),
+            parity: Vec::new(),
+            scenarios: Vec::new(),
+            interrupted: None,
+            notes,
+            analysis: Default::default(),
+            status: Default::default(),
         },
-        seed: plan.seed,
-        cluster: options.ground.name().to_owned(),
-        command: options.command.clone(),
-        machine,
-        arms: parity::arms(&plan.arms, &binaries, &[]),
-        parity: Vec::new(),
-        scenarios: Vec::new(),
-        interrupted: None,
-        notes,
-        analysis: Default::default(),
-        status: Default::default(),
     };
+    // Of the whole run: what it ran before counts.
+    let started = Instant::now()
+        .checked_sub(Duration::from_secs_f64(results.duration_s.max(0.0)))
+        .unwrap_or_else(Instant::now);
 
     let wanted: Vec<Box<dyn Experiment>> = experiments()
         .into_iter()
         .filter(|experiment| plan.wants(experiment.scenarios()))
         .collect();
-    let progress = Progress::start(estimate(plan, &wanted));
+    let progress = Progress::start(remaining(plan, &wanted, &results));
     let beds = Beds::default();
     let lab = Lab {
         plan,
@@ -164,6 +183,12 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
         file: &file,
         started,
         spare: plan.pace.spare,
+        record: Record {
+            plan,
+            binaries: &binaries,
+            tls_suite: &tls_suite,
+            beds: &beds,
+        },
     };
     let mut ended_early = None;
     for mut experiment in wanted {
@@ -173,7 +198,7 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
         }
     }
     progress.doing("removing the clusters");
-    let given = beds.parity();
+    journal.record.what_was_given(journal.results);
     beds.keep_only(&[]);
     if let Some(kube) = &kube {
         results.machine.scheduler = kube.generator_class().to_owned();
@@ -181,8 +206,6 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
     }
     progress.finish();
 
-    results.arms = parity::arms(&plan.arms, &binaries, &given);
-    results.parity = parity::rows(&plan.arms, &binaries, &given, &tls_suite);
     results.interrupted = ended_early.as_ref().map(ToString::to_string);
     if kube.is_none() {
         results.machine.pressure_after = machine::pressure();
@@ -201,14 +224,53 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
 
 /// How long a plan takes, about.
 pub fn estimate(plan: &Plan, experiments: &[Box<dyn Experiment>]) -> Duration {
+    time_of(plan, experiments, |_| 0)
+}
+
+/// How long what is missing takes, about.
+fn remaining(plan: &Plan, experiments: &[Box<dyn Experiment>], results: &Results) -> Duration {
+    time_of(plan, experiments, |experiment| {
+        done(plan, experiment, results).0
+    })
+}
+
+fn time_of(
+    plan: &Plan,
+    experiments: &[Box<dyn Experiment>],
+    finished: impl Fn(&dyn Experiment) -> u32,
+) -> Duration {
     experiments
         .iter()
         .map(|experiment| {
             let id = leading(plan, experiment.as_ref());
-            let visits = plan.blocks(id) * plan.arms_of(id).len() as u32;
+            let blocks = plan
+                .blocks(id)
+                .saturating_sub(finished(experiment.as_ref()));
+            if blocks == 0 {
+                return Duration::ZERO;
+            }
+            let visits = blocks * plan.arms_of(id).len() as u32;
             experiment.prepare_estimate(plan) + experiment.visit_estimate(plan) * visits
         })
         .sum()
+}
+
+/// The scenarios of an experiment that are wanted.
+fn kept(plan: &Plan, experiment: &dyn Experiment) -> Vec<Id> {
+    let all = experiment.scenarios().iter().copied();
+    all.filter(|id| plan.scenarios.contains(id)).collect()
+}
+
+/// Blocks that an experiment has, and those of them without a void trial.
+fn done(plan: &Plan, experiment: &dyn Experiment, results: &Results) -> (u32, u32) {
+    let scenarios: Vec<&Scenario> = kept(plan, experiment)
+        .iter()
+        .filter_map(|id| results.scenario(id.name()))
+        .collect();
+    if scenarios.len() < kept(plan, experiment).len() {
+        return (0, 0);
+    }
+    resume::finished(&scenarios)
 }
 
 /// The scenario that says how often an experiment's arms are visited.
@@ -227,11 +289,52 @@ struct Journal<'a> {
     started: Instant,
     /// What is left of the plan's.
     spare: Duration,
+    record: Record<'a>,
+}
+
+/// What arms were given, which is known once their beds stand.
+struct Record<'a> {
+    plan: &'a Plan,
+    binaries: &'a Binaries,
+    tls_suite: &'a str,
+    beds: &'a Beds,
+}
+
+impl Record<'_> {
+    /// Writes it down, beside what the first part of a run that goes on was given.
+    fn what_was_given(&self, results: &mut Results) {
+        let given = self.beds.parity();
+        let arms = &self.plan.arms;
+        let mut rows = parity::rows(arms, self.binaries, &given, self.tls_suite);
+        let earlier = std::mem::take(&mut results.parity);
+        for row in earlier {
+            if !rows.iter().any(|known| known.what == row.what) {
+                rows.push(row);
+            }
+        }
+        results.parity = rows;
+        let mut now = parity::arms(arms, self.binaries, &given);
+        for arm in &mut now {
+            if arm.limits.is_none()
+                && let Some(known) = results.arm(&arm.name)
+            {
+                arm.limits.clone_from(&known.limits);
+                arm.workers = known.workers;
+            }
+        }
+        results.arms = now;
+    }
 }
 
 impl Journal<'_> {
+    fn scenario(&mut self, id: Id) -> Option<&mut Scenario> {
+        let mut all = self.results.scenarios.iter_mut();
+        all.find(|scenario| scenario.id == id.name())
+    }
+
     fn save(&mut self) -> Result<(), RunError> {
         self.results.duration_s = self.started.elapsed().as_secs_f64();
+        self.record.what_was_given(self.results);
         Ok(results::write(self.results, self.file)?)
     }
 }
@@ -254,13 +357,18 @@ fn ask(
             failure,
         },
     };
-    let names = experiment
-        .scenarios()
-        .iter()
-        .filter(|id| plan.scenarios.contains(id))
-        .map(|id| id.name())
-        .collect::<Vec<_>>()
-        .join(", ");
+    let kept = kept(plan, experiment);
+    let names: Vec<&str> = kept.iter().map(|id| id.name()).collect();
+    let names = names.join(", ");
+    let blocks = plan.blocks(id);
+    let (before, mut complete) = done(plan, experiment, journal.results);
+    if before >= blocks {
+        lab.progress.line(&format!("{names}: measured already"));
+        return Ok(());
+    }
+    if let Some(known) = journal.results.scenario(id.name()).filter(|_| before > 0) {
+        experiment.recall(&known.parameters);
+    }
 
     lab.beds.keep_only(&experiment.shapes(plan));
     experiment.prepare(lab, &arms).map_err(failed)?;
@@ -269,15 +377,8 @@ fn ask(
         experiment.prepare_estimate(plan),
     );
 
-    let kept: Vec<Id> = experiment
-        .scenarios()
-        .iter()
-        .copied()
-        .filter(|id| plan.scenarios.contains(id))
-        .collect();
-    let first = journal.results.scenarios.len();
     for id in &kept {
-        journal.results.scenarios.push(Scenario {
+        let mut scenario = Scenario {
             id: id.name().to_owned(),
             title: id.title().to_owned(),
             question: id.question().to_owned(),
@@ -285,13 +386,20 @@ fn ask(
             metrics: experiment.metrics(*id),
             blocks: Vec::new(),
             notes: experiment.notes(*id),
-        });
+        };
+        match journal.scenario(*id) {
+            Some(known) => {
+                // Half a block, if one was under way, is made again.
+                known.blocks.truncate(before as usize);
+                scenario.blocks = std::mem::take(&mut known.blocks);
+                *known = scenario;
+            }
+            None => journal.results.scenarios.push(scenario),
+        }
     }
 
-    let blocks = plan.blocks(id);
     let block_estimate = experiment.visit_estimate(plan) * arms.len() as u32;
-    let mut complete = 0;
-    for index in 0.. {
+    for index in before.. {
         if index >= blocks {
             if complete >= blocks || journal.spare < block_estimate {
                 break;
@@ -327,18 +435,19 @@ fn ask(
             );
         }
         complete += u32::from(trials.iter().all(|(_, trial)| trial.voids.is_empty()));
-        for (offset, id) in kept.iter().enumerate() {
-            journal.results.scenarios[first + offset]
-                .blocks
-                .push(Block {
-                    index,
-                    order: order.iter().map(|arm| arm.name().to_owned()).collect(),
-                    trials: trials
-                        .iter()
-                        .filter(|(of, _)| of == id)
-                        .map(|(_, trial)| trial.clone())
-                        .collect(),
-                });
+        for id in &kept {
+            let block = Block {
+                index,
+                order: order.iter().map(|arm| arm.name().to_owned()).collect(),
+                trials: trials
+                    .iter()
+                    .filter(|(of, _)| of == id)
+                    .map(|(_, trial)| trial.clone())
+                    .collect(),
+            };
+            if let Some(scenario) = journal.scenario(*id) {
+                scenario.blocks.push(block);
+            }
         }
         journal.save()?;
     }

@@ -17,6 +17,17 @@
 use crate::load::report::LoadReport;
 use crate::results::Void;
 
+/// What they are called in the results.
+pub const NAMES: [&str; 7] = [
+    "achieved",
+    "late sends",
+    "steal",
+    "pressure stall",
+    "generator saturated",
+    "generator throttled",
+    "Little's law",
+];
+
 /// Fewest completed of offered requests.
 pub const ACHIEVED: f64 = 0.99;
 /// Most sends over 1 ms late, of all sends.
@@ -30,6 +41,10 @@ pub const GENERATOR_STALL: f64 = 0.05;
 /// Most of one core that the generator may use: beyond it, it is what is
 /// measured.
 pub const GENERATOR_CORE: f64 = 0.70;
+/// How far mean concurrency may lie from rate × mean response (Little's law): ten
+/// times the resolution of the histogram that the mean is taken from. More is an
+/// error of the generator's books, not of the machine.
+pub const LITTLES_LAW: f64 = 0.02;
 
 /// What was seen around one trial, beside the generator's own report.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -143,6 +158,18 @@ pub fn check(report: &LoadReport, conditions: &Conditions, losses: Losses) -> Ve
             conditions.generator_throttled
         ),
     );
+    if let Some(ratio) = report.littles_law() {
+        gate(
+            (ratio - 1.0).abs() > LITTLES_LAW,
+            "Little's law",
+            ratio,
+            1.0 + LITTLES_LAW,
+            format!(
+                "mean concurrency was {ratio:.3} times rate × mean response; {} apart is allowed",
+                percent(LITTLES_LAW)
+            ),
+        );
+    }
     if report.interrupted {
         voids.push(Void {
             gate: "interrupted".to_owned(),

@@ -26,6 +26,7 @@ fn clean() -> LoadReport {
         received_bytes: 0,
         late_sends: 0,
         waited_for_connection: 0,
+        mean_concurrency: 0.0,
         connection_counts: ConnectionCounts::default(),
         generator: GeneratorCost {
             cpu_user_s: 0.1,
@@ -41,6 +42,22 @@ fn clean() -> LoadReport {
         },
         timeline: Timeline::default(),
     }
+}
+
+#[test]
+fn books_that_disagree_void_a_trial() {
+    let mut responses = new_histogram();
+    responses.record_n(2_000_000, 1000).expect("within range");
+    let mut report = clean();
+    report.histograms.response = EncodedHistogram::encode(&responses);
+    // 1000 requests/s of 2 ms each.
+    report.mean_concurrency = 2.0;
+    assert!(check(&report, &Conditions::default(), Losses::Void).is_empty());
+    report.mean_concurrency = 2.1;
+    assert_eq!(
+        names(&report, Conditions::default(), Losses::Finding),
+        ["Little's law"]
+    );
 }
 
 fn names(report: &LoadReport, conditions: Conditions, losses: Losses) -> Vec<String> {

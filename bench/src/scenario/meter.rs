@@ -108,6 +108,10 @@ pub fn trial(
     }
     value("foreign_cores", used.foreign_cores);
     value("generator_core_share", report.generator.core_share());
+    value("mean_concurrency", report.mean_concurrency);
+    if let Some(ratio) = report.littles_law() {
+        value("littles_law", ratio);
+    }
     if bed.arm.meshed() {
         value("proxy_throttled_periods", used.proxies_throttled as f64);
     }

@@ -112,6 +112,10 @@ pub trait Experiment {
     /// How long preparing takes, about.
     fn prepare_estimate(&self, plan: &Plan) -> Duration;
 
+    /// Takes what was found out in the first part of an interrupted run from its parameters, so that the blocks
+    /// to come are of the same kind. Called before [`Self::prepare`].
+    fn recall(&mut self, _parameters: &BTreeMap<String, serde_json::Value>) {}
+
     /// Sets up what all blocks need. Called once, before the first visit.
     fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure>;
 

@@ -32,11 +32,17 @@ const IMPATIENCE: Duration = Duration::from_millis(400);
 /// How long the flood lasts before the victim is measured.
 const ONSET: Duration = Duration::from_millis(300);
 
+/// As the parameters call what was found out.
+const QUOTA: &str = "quota_requests_per_s";
+const SOUGHT: &str = "quota_sought";
+
 #[derive(Default)]
 pub struct Neighbour {
     /// What one pod's share of proxy carries, requests/s.
     quota: f64,
     sought: bool,
+    /// The quota of the same run's first part.
+    recalled: Option<f64>,
 }
 
 impl Neighbour {
@@ -79,6 +85,12 @@ impl Experiment for Neighbour {
         trial * plan.pace.aggression.len() as u32 + IMPATIENCE * floods
     }
 
+    fn recall(&mut self, parameters: &BTreeMap<String, serde_json::Value>) {
+        let sought = parameters.get(SOUGHT) == Some(&json!(true));
+        let quota = parameters.get(QUOTA).filter(|_| sought);
+        self.recalled = quota.and_then(serde_json::Value::as_f64);
+    }
+
     fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
         let beds = lab.stand(Shape::Neighbours, arms)?;
         lab.progress.doing("warming up");
@@ -101,7 +113,10 @@ impl Experiment for Neighbour {
             lab.progress
                 .doing("seeking the capacity of one pod's share");
             let drive = Drive::new("victim-client", &bed.url("victim", "http1", PATH)?, 1.0);
-            self.quota = capacity::find(lab, bed, &drive, probe)?;
+            self.quota = match self.recalled {
+                Some(known) => known,
+                None => capacity::find(lab, bed, &drive, probe)?.round(),
+            };
             self.sought = true;
             lab.progress.line(&format!(
                 "capacity of one pod's share ({arm}): {:.0} requests/s",
@@ -114,8 +129,8 @@ impl Experiment for Neighbour {
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {
         BTreeMap::from([
             ("body_bytes".to_owned(), json!(1024)),
-            ("quota_requests_per_s".to_owned(), json!(self.quota.round())),
-            ("quota_sought".to_owned(), json!(self.sought)),
+            (QUOTA.to_owned(), json!(self.quota)),
+            (SOUGHT.to_owned(), json!(self.sought)),
             (
                 "victim_requests_per_s".to_owned(),
                 json!((self.quota * VICTIM_SHARE).round()),

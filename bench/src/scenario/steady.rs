@@ -49,6 +49,8 @@ struct Series {
 #[derive(Default)]
 pub struct Steady {
     series: Vec<Series>,
+    /// Parameters of the same run's first part.
+    recalled: BTreeMap<String, serde_json::Value>,
     /// The machine while nothing is asked of any arm.
     baseline: Baseline,
     bpf_stats: Option<Box<dyn Debug>>,
@@ -78,6 +80,11 @@ impl Series {
                 })
             })
             .collect()
+    }
+
+    /// As the parameters call the capacity of an arm.
+    fn capacity_key(&self, arm: &str) -> String {
+        format!("capacity: {}, {arm}", self.name)
     }
 
     fn drive(&self, bed: &Bed, rate: f64) -> Result<Drive, Failure> {
@@ -180,6 +187,10 @@ impl Experiment for Steady {
         (plan.pace.warmup + plan.pace.window + Duration::from_millis(250)) * trials as u32
     }
 
+    fn recall(&mut self, parameters: &BTreeMap<String, serde_json::Value>) {
+        self.recalled = parameters.clone();
+    }
+
     fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
         let plan = lab.plan;
         self.series = Series::all(plan);
@@ -211,7 +222,11 @@ impl Experiment for Steady {
                         bed.arm, series.name
                     ));
                     let drive = series.drive(bed, SETTLING_RATE)?;
-                    let capacity = capacity::find(lab, bed, &drive, probe)?;
+                    let known = self.recalled.get(&series.capacity_key(bed.arm.name()));
+                    let capacity = match known.and_then(serde_json::Value::as_f64) {
+                        Some(known) => known,
+                        None => capacity::find(lab, bed, &drive, probe)?.round(),
+                    };
                     lab.progress.line(&format!(
                         "capacity of {}, {}: {capacity:.0} requests/s",
                         bed.arm, series.name
@@ -245,10 +260,7 @@ impl Experiment for Steady {
                 parameters.insert(format!("rate: {}", point.title()), json!(rate.round()));
             }
             for (arm, capacity) in &series.capacities {
-                parameters.insert(
-                    format!("capacity: {}, {arm}", series.name),
-                    json!(capacity.round()),
-                );
+                parameters.insert(series.capacity_key(arm), json!(capacity));
             }
         }
         if scenario == Id::R2 {

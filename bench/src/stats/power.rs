@@ -19,6 +19,13 @@ pub fn blocks_for_difference(deviation: f64, size: f64) -> Option<u32> {
     blocks(deviation, size.abs(), DIFFERENCE)
 }
 
+/// The smallest effect that so many blocks would show at noise `deviation` (same scale): the inverse of
+/// [`blocks_for_difference`]. None below the blocks that an interval needs.
+pub fn difference_shown(deviation: f64, blocks: u32) -> Option<f64> {
+    (blocks as usize >= MIN_BLOCKS && deviation.is_finite())
+        .then(|| DIFFERENCE * deviation * (std::f64::consts::FRAC_PI_2 / f64::from(blocks)).sqrt())
+}
+
 /// Blocks that would show an effect, now estimated as `size`, to lie within ±`margin`.
 pub fn blocks_for_equivalence(deviation: f64, size: f64, margin: f64) -> Option<u32> {
     blocks(deviation, margin - size.abs(), EQUIVALENCE)

@@ -54,6 +54,9 @@ fn load(args: &LoadArgs) -> LoadReport {
         report.histograms.lateness.decode().unwrap().len(),
         report.sent
     );
+    if let Some(ratio) = report.littles_law() {
+        assert!((ratio - 1.0).abs() < 0.01, "Little's law: {ratio}");
+    }
     report
 }
 

@@ -281,6 +281,8 @@ pub fn method(results: &Results) -> Markup {
                      trip, shown above. Generators run in the scheduling class shown above. A killed proxy is \
                      restarted by the kubelet, and its pod is replaced before the next kill, because a kubelet backs off." }
             }
+            p { "What one machine exaggerates, what is not measured and how to argue with any of it stands in " code { "bench/METHOD.md" }
+                 " in the source of duet-bench." }
             p { "Both placements run the same core, checked by fingerprint. Nothing was deleted as an outlier: the raw histograms and every \
                  void trial are in " code { "results.json" } "." }
             @if results.status.state != State::Valid {

@@ -1,0 +1,47 @@
+use super::*;
+use clap::CommandFactory;
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn names_are_checked_while_parsing() {
+    let parse = |arguments: &[&str]| {
+        Cli::try_parse_from(["duet-bench"].iter().chain(arguments)).map(|_| ())
+    };
+    assert!(parse(&["run", "--scenarios", "L1,i1", "--arms", "none,aa"]).is_ok());
+    let wrong = parse(&["run", "--scenarios", "L9"])
+        .unwrap_err()
+        .to_string();
+    assert!(wrong.contains("L9") && wrong.contains("X1"), "{wrong}");
+    assert!(parse(&["run", "--arms", "both"]).is_err());
+    assert!(parse(&["run", "--profile", "huge"]).is_err());
+}
+
+#[test]
+fn arms_and_scenarios_keep_the_reports_order() {
+    let chosen = plan(
+        ClusterKind::Netns,
+        Profile::Quick,
+        1,
+        &[Id::X1, Id::L1],
+        &[Arm::Agent, Arm::None],
+    );
+    assert_eq!(chosen.scenarios, [Id::L1, Id::X1]);
+    assert_eq!(chosen.arms, [Arm::None, Arm::Agent]);
+}
+
+#[test]
+fn what_needs_a_kubelet_is_asked_where_there_is_one() {
+    let all = |cluster| plan(cluster, Profile::Smoke, 1, &[], &[]);
+    let here = all(ClusterKind::Netns);
+    assert!(!here.scenarios.iter().any(|id| id.needs_kubelet()));
+    assert!(!here.arms.contains(&Arm::ClassicSidecar));
+    let there = all(ClusterKind::Kube);
+    assert_eq!(there.scenarios, Id::ALL);
+    assert_eq!(there.arms, Arm::ALL);
+    let timed = plan(ClusterKind::Kube, Profile::Smoke, 1, &[Id::L1], &[]);
+    assert!(!timed.arms.contains(&Arm::ClassicSidecar));
+}
