@@ -138,6 +138,14 @@ impl ProcessCpu {
         Ok(sum)
     }
 
+    /// The calling thread alone.
+    pub fn of_this_thread() -> Result<Self, Error> {
+        const SCHEDSTAT: &str = "/proc/thread-self/schedstat";
+        let (ran, waited) =
+            Self::parse(&read(SCHEDSTAT)?).ok_or_else(lacks(SCHEDSTAT, "run and wait times"))?;
+        Ok(Self { ran, waited })
+    }
+
     fn parse(text: &str) -> Option<(Duration, Duration)> {
         let mut fields = text.split_whitespace().map(str::parse::<u64>);
         let ran = fields.next()?.ok()?;

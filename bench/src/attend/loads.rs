@@ -3,8 +3,7 @@
 
 use super::protocol::Loaded;
 use super::readings::said;
-use super::{Attendant, at, realtime};
-use crate::accounting::ProcessCpu;
+use super::{Attendant, realtime};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::Read;
@@ -70,17 +69,5 @@ impl Attendant {
             .unwrap_or_else(PoisonError::into_inner);
         let pid = generators.get(&load).ok_or("the generator has ended")?;
         kill(Pid::from_raw(*pid as i32), Signal::SIGTERM).map_err(said)
-    }
-
-    pub(super) fn spent(&self, load: u64, at_ns: u64) -> Result<ProcessCpu, String> {
-        at(Some(at_ns))?;
-        let pid = self
-            .generators
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&load)
-            .copied()
-            .ok_or("the generator has ended")?;
-        ProcessCpu::read(pid).map_err(said)
     }
 }

@@ -154,7 +154,6 @@ impl Attendant {
             } => json(self.load(id, &arguments, begin_ns)?),
             Ask::Realtime => json(realtime::possible()),
             Ask::Unbind { containers } => json(self.unbind(&containers)?),
-            Ask::Spent { load, at_ns } => json(self.spent(load, at_ns)?),
             Ask::StopLoad { load } => json(self.stop_load(load)?),
             Ask::Reach { url, within_ms } => json(reach(&url, ms(within_ms))?),
             Ask::Look {

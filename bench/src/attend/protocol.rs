@@ -56,13 +56,6 @@ pub enum Ask {
     },
     /// Whether loads can have a real-time class here → `bool`
     Realtime,
-    /// Processor time of a load under way → [`crate::accounting::ProcessCpu`]
-    Spent {
-        /// The question that began it.
-        load: u64,
-        /// When to look.
-        at_ns: u64,
-    },
     /// End a load's window early → `()`
     StopLoad {
         /// The question that began it.

@@ -395,7 +395,6 @@ impl NetnsGenerator {
             at_ns: monotonic_ns(),
             machine: MachineCpu::read()?,
             pressure: CpuPressure::read(),
-            generator: ProcessCpu::read(self.process.pid())?,
             // There is no quota on generators; this shows it.
             generator_throttled: cluster
                 .pod(&self.load.pod)?

@@ -10,7 +10,7 @@ use super::cgroup::MemoryUsage;
 use super::error::Result;
 use super::proxy::{Life, Restart};
 use super::spec::{Limits, ParityRow, Placement, PodSpec, ServiceSpec};
-use crate::accounting::{BpfUse, Certified, CpuPressure, KeyScan, MachineCpu, ProcessCpu, Rollup};
+use crate::accounting::{BpfUse, Certified, CpuPressure, KeyScan, MachineCpu, Rollup};
 use crate::load::LoadReport;
 use crate::results;
 use crate::run::Interrupt;
@@ -168,8 +168,6 @@ pub struct Counters {
     pub machine: MachineCpu,
     /// Waiting for processors, where the generator runs.
     pub pressure: Option<CpuPressure>,
-    /// The generator itself.
-    pub generator: ProcessCpu,
     /// Quota periods in which the generator was held back.
     pub generator_throttled: u64,
     /// All proxies, µs.

@@ -20,6 +20,7 @@ use super::record::{Due, Recorder, SharedRecorder, WARMUP_NUMBER, Window};
 use super::report::{GeneratorCost, LoadReport, Warmup};
 use super::schedule::{Schedule, Stream};
 use super::target::{Protocol, Target};
+use crate::accounting::ProcessCpu;
 
 /// Everything a run needs to know; see the command line for what each means.
 #[derive(Clone, Debug)]
@@ -214,8 +215,12 @@ impl Generator<'_> {
         }
         let after = processor_time()?;
         Ok(GeneratorCost {
-            cpu_user_s: after.0 - before.0,
-            cpu_system_s: after.1 - before.1,
+            cpu_user_s: after.user_s - before.user_s,
+            cpu_system_s: after.system_s - before.system_s,
+            waited_s: before
+                .waited_s
+                .zip(after.waited_s)
+                .map(|(before, after)| after - before),
             wall_s: end_ns.saturating_sub(start_ns) as f64 / 1e9,
         })
     }
@@ -306,9 +311,20 @@ const DRAIN_STEP_NS: u64 = 1_000_000;
 /// For timers that fire late on a loaded machine.
 const DRAIN_GRACE_NS: u64 = 2_000_000_000;
 
-/// User and system CPU seconds of this thread so far: the generator's one thread, whatever else the process does.
-fn processor_time() -> Result<(f64, f64), LoadError> {
+/// This thread so far, seconds: the generator's one thread, whatever else the process does.
+struct ProcessorTime {
+    user_s: f64,
+    system_s: f64,
+    waited_s: Option<f64>,
+}
+
+fn processor_time() -> Result<ProcessorTime, LoadError> {
     let usage = getrusage(UsageWho::RUSAGE_THREAD).map_err(|e| LoadError::Timer(e.into()))?;
     let seconds = |time: nix::sys::time::TimeVal| time.num_microseconds() as f64 / 1e6;
-    Ok((seconds(usage.user_time()), seconds(usage.system_time())))
+    let scheduled = ProcessCpu::of_this_thread().ok();
+    Ok(ProcessorTime {
+        user_s: seconds(usage.user_time()),
+        system_s: seconds(usage.system_time()),
+        waited_s: scheduled.map(|scheduled| scheduled.waited.as_secs_f64()),
+    })
 }

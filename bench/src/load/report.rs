@@ -95,19 +95,32 @@ pub struct ConnectionCounts {
     pub failed_attempts: u64,
 }
 
-/// What the generator cost in the measured window (getrusage of its one thread).
+/// What the generator cost in the measured window as it read it itself at the
+/// window's two ends (getrusage and schedstat of its one thread).
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct GeneratorCost {
     pub cpu_user_s: f64,
     pub cpu_system_s: f64,
+    /// Runnable, waiting for a processor or for quota, if the kernel tells.
+    #[serde(default)]
+    pub waited_s: Option<f64>,
     pub wall_s: f64,
 }
 
 impl GeneratorCost {
     /// CPU use as a share of one core: 0.7 is 70 %.
     pub fn core_share(&self) -> f64 {
+        self.share(self.cpu_user_s + self.cpu_system_s)
+    }
+
+    /// Share of the window in which it waited for a processor.
+    pub fn stall_share(&self) -> Option<f64> {
+        self.waited_s.map(|waited| self.share(waited))
+    }
+
+    fn share(&self, seconds: f64) -> f64 {
         if self.wall_s > 0.0 {
-            (self.cpu_user_s + self.cpu_system_s) / self.wall_s
+            seconds / self.wall_s
         } else {
             0.0
         }

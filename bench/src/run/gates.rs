@@ -51,9 +51,6 @@ pub const LITTLES_LAW: f64 = 0.02;
 pub struct Conditions {
     /// Share of the machine's time taken by the hypervisor.
     pub steal: f64,
-    /// Share of the window in which the generator waited for a processor, if
-    /// the kernel tells.
-    pub generator_stall: Option<f64>,
     /// Quota periods in which the generator was held back.
     pub generator_throttled: u64,
 }
@@ -123,7 +120,7 @@ pub fn check(report: &LoadReport, conditions: &Conditions, losses: Losses) -> Ve
             percent(STEAL)
         ),
     );
-    if let Some(stall) = conditions.generator_stall {
+    if let Some(stall) = report.generator.stall_share() {
         gate(
             stall > GENERATOR_STALL,
             "pressure stall",

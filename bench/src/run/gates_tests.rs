@@ -31,6 +31,7 @@ fn clean() -> LoadReport {
         generator: GeneratorCost {
             cpu_user_s: 0.1,
             cpu_system_s: 0.1,
+            waited_s: Some(0.0),
             wall_s: 1.0,
         },
         histograms: LoadHistograms {
@@ -115,6 +116,13 @@ fn each_gate_trips_just_beyond_its_limit() {
         ["generator saturated"]
     );
 
+    let mut stalled = clean();
+    stalled.generator.waited_s = Some(GENERATOR_STALL + 0.01);
+    assert_eq!(
+        names(&stalled, Conditions::default(), Losses::Void),
+        ["pressure stall"]
+    );
+
     let with = |conditions| names(&clean(), conditions, Losses::Finding);
     assert_eq!(
         with(Conditions {
@@ -122,13 +130,6 @@ fn each_gate_trips_just_beyond_its_limit() {
             ..Conditions::default()
         }),
         ["steal"]
-    );
-    assert_eq!(
-        with(Conditions {
-            generator_stall: Some(GENERATOR_STALL + 0.01),
-            ..Conditions::default()
-        }),
-        ["pressure stall"]
     );
     assert_eq!(
         with(Conditions {

@@ -36,7 +36,6 @@ impl Used {
     fn between([earlier, later]: [Counters; 2]) -> Self {
         let wall = Duration::from_nanos(later.at_ns.saturating_sub(earlier.at_ns));
         let machine = later.machine - earlier.machine;
-        let generator = later.generator - earlier.generator;
         let arm = Duration::from_micros(later.arm_us.saturating_sub(earlier.arm_us));
         Self {
             wall,
@@ -54,7 +53,6 @@ impl Used {
                 .map(|(before, after)| after.share_since(before, wall)),
             conditions: Conditions {
                 steal: machine.steal_share(),
-                generator_stall: Some(generator.waited.as_secs_f64() / wall.as_secs_f64()),
                 generator_throttled: later
                     .generator_throttled
                     .saturating_sub(earlier.generator_throttled),
@@ -100,7 +98,7 @@ pub fn trial(
         trial.values.insert(key.to_owned(), value);
     };
     value("steal_share", used.conditions.steal);
-    if let Some(stall) = used.conditions.generator_stall {
+    if let Some(stall) = report.generator.stall_share() {
         value("generator_stall_share", stall);
     }
     if let Some(stall) = used.machine_stall {

@@ -5,7 +5,6 @@ use super::nodes::PROMPT;
 use super::objects::LOAD;
 use super::pods::Observed;
 use super::session::{Pending, Session};
-use crate::accounting::ProcessCpu;
 use crate::attend::protocol::{Ask, Look};
 use crate::cluster::clock::monotonic_ns;
 use crate::cluster::error::{ClusterError, Result};
@@ -60,11 +59,8 @@ impl KubeGenerator {
     }
 }
 
-/// What was asked at one end of the window.
-struct End {
-    looks: Vec<(u32, Pending<Look>)>,
-    spent: Pending<ProcessCpu>,
-}
+/// What was asked at one end of the window, and of which node.
+type End = Vec<(u32, Pending<Look>)>;
 
 impl KubeGenerator {
     fn ask(&self, at_ns: u64) -> Result<End> {
@@ -106,17 +102,13 @@ impl KubeGenerator {
             })?;
             looks.push((node.number, look));
         }
-        let spent = self.session.ask::<ProcessCpu>(Ask::Spent {
-            load: self.id,
-            at_ns: self.bed.node(self.node).clock(kube)?.theirs(at_ns),
-        })?;
-        Ok(End { looks, spent })
+        Ok(looks)
     }
 
     fn hear(&self, end: End, at_ns: u64) -> Result<Counters> {
         let kube = &self.bed.site.kube;
         let mut counters = Counters::default();
-        for (number, look) in end.looks {
+        for (number, look) in end {
             let node = self.bed.node(number);
             let look = look.wait(kube, Self::until(at_ns))?;
             if node.first_of_machine {
@@ -132,10 +124,6 @@ impl KubeGenerator {
             counters.arm_us += look.pods_us;
             counters.bpf = counters.bpf + look.bpf;
         }
-        counters.generator = end
-            .spent
-            .wait(kube, Self::until(at_ns))
-            .map_err(|error| self.failed(error))?;
         Ok(counters)
     }
 
