@@ -3,7 +3,7 @@
 //! A mode builds a [`Capture`] for each workload and hands it to a [`Proxy`]; all
 //! the rest is here, in the order in which a connection meets it: [`capture`] is
 //! the seam, `outbound` and `inbound` are the two stories, `detect`, `directory`,
-//! `balance`, `upstream` and `relay` are what happens on the way, `http` is what
+//! `balance`, `breaker`, `upstream` and `relay` are what happens on the way, `http` is what
 //! must change in a message, `identity` who is who.
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ pub mod policy;
 mod admin;
 mod admission;
 mod balance;
+mod breaker;
 mod control;
 mod detect;
 mod directory;

@@ -86,6 +86,8 @@ struct Outbound {
 struct Attempts<'a> {
     outbound: &'a Outbound,
     left: usize,
+    /// Who could not be reached just now.
+    avoid: Option<Arc<Endpoint>>,
 }
 
 impl<'a> Attempts<'a> {
@@ -93,12 +95,13 @@ impl<'a> Attempts<'a> {
         Self {
             outbound,
             left: ATTEMPTS,
+            avoid: None,
         }
     }
 
     fn next(&mut self) -> Result<(InFlight, Target), UpstreamError> {
         loop {
-            let flight = self.outbound.pick()?.begin();
+            let flight = self.outbound.pick(self.avoid.as_deref())?;
             match self.outbound.target(flight.endpoint()) {
                 Ok(target) => return Ok((flight, target)),
                 Err(error) => self.failed(&flight, error)?,
@@ -111,8 +114,8 @@ impl<'a> Attempts<'a> {
         if !error.is_unsent() {
             return Err(error);
         }
-        // Left as it was it would count as idle, and get every request.
-        flight.endpoint().failed();
+        flight.unreached();
+        self.avoid = Some(flight.endpoint().clone());
         self.left -= 1;
         if self.left == 0 || !self.outbound.has_others() {
             return Err(error);
@@ -148,6 +151,7 @@ impl Outbound {
             match self.local.upstreams.open(&target, http1, certificate).await {
                 Ok(server) => {
                     flight.answered();
+                    flight.judged(true);
                     return Ok((server, flight, target));
                 }
                 Err(error) => attempts.failed(&flight, error)?,
@@ -233,24 +237,19 @@ impl Outbound {
         } else {
             message::for_plaintext(&mut request, target.address);
         }
+        let grpc = message::is_grpc(&request);
         let certificate = async || self.local.certificate().await;
         let sent = upstreams.send(place, &target, request, certificate).await;
-        match &sent {
-            // Its proxy answers quickly that nobody is there; that is no merit.
-            Ok(response) if message::is_failure(response) => flight.endpoint().failed(),
-            Err(error) if error.is_unsent() => flight.endpoint().failed(),
-            _ => flight.answered(),
-        }
-        Ok((sent?, flight, target))
+        Ok((judge(&flight, sent, grpc)?, flight, target))
     }
 
-    fn pick(&self) -> Result<Arc<Endpoint>, UpstreamError> {
+    fn pick(&self, avoid: Option<&Endpoint>) -> Result<InFlight, UpstreamError> {
         match &self.destination {
-            Destination::Address(endpoint) => Ok(endpoint.clone()),
+            Destination::Address(endpoint) => Ok(endpoint.begin()),
             Destination::OutOfReach(address) => Err(UpstreamError::OutOfReach(*address)),
-            Destination::Service(port) => balance::pick(&port.endpoints())
-                .cloned()
-                .ok_or(UpstreamError::NoEndpoints),
+            Destination::Service(port) => {
+                balance::pick(&port.endpoints(), avoid).ok_or(UpstreamError::NoEndpoints)
+            }
         }
     }
 
@@ -318,5 +317,49 @@ impl Outbound {
             protocol,
             self.to.0,
         )
+    }
+}
+
+/// Tells the balancer of what became of a request.
+fn judge(
+    flight: &InFlight,
+    sent: Result<Response<Body>, UpstreamError>,
+    grpc: bool,
+) -> Result<Response<Body>, UpstreamError> {
+    match &sent {
+        // Its proxy answers quickly that nobody is there; that is no merit.
+        Ok(response) if message::is_failure(response) => flight.unreached(),
+        Err(error) if error.is_unsent() => flight.unreached(),
+        Err(_) => {
+            flight.answered();
+            flight.judged(false);
+        }
+        Ok(response) => {
+            flight.answered();
+            match message::verdict(response, grpc) {
+                message::Verdict::Succeeded => flight.judged(true),
+                message::Verdict::Failed => flight.judged(false),
+                message::Verdict::InTrailers => {
+                    let verdict = flight.verdict();
+                    return sent
+                        .map(|response| response.map(|body| body.on_end(in_trailers(verdict))));
+                }
+            }
+        }
+    }
+    sent
+}
+
+/// A stream that the client ended says nothing.
+fn in_trailers(verdict: balance::Verdict) -> impl FnOnce(message::End<'_>) {
+    move |end| {
+        let failed = match end {
+            message::End::Failed => true,
+            message::End::Whole(trailers) => {
+                let status = trailers.and_then(message::grpc_status);
+                status.is_some_and(message::blames_server)
+            }
+        };
+        verdict.judged(!failed);
     }
 }

@@ -7,6 +7,7 @@
 //! quietly ignores `mtsl: strict` is worse than one that does not start.
 
 mod policy;
+mod traffic;
 
 use super::Rejected;
 use crate::state::{Backends, MeshState, key};
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use serde_saphyr::{Error, Spanned};
 use std::collections::HashMap;
 use std::net::IpAddr;
+use traffic::AccrualEntry;
 
 /// Trust domain of a file that names none.
 pub const DEFAULT_TRUST_DOMAIN: &str = "duet.local";
@@ -108,6 +110,7 @@ struct ServiceEntry {
     ports: Vec<PortEntry>,
     #[serde(default)]
     workloads: Vec<Text>,
+    failure_accrual: Option<AccrualEntry>,
 }
 
 #[derive(Deserialize)]
@@ -290,11 +293,15 @@ impl Reading {
             }
             ports.push(port);
         }
+        let accrual = entry.failure_accrual.as_ref();
+        let failure_accrual =
+            accrual.map(|said| self.accrual(&format!("{field}.failureAccrual"), said));
         Service {
             namespace,
             name,
             addresses,
             ports,
+            failure_accrual,
         }
     }
 

@@ -413,3 +413,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn failure_accrual_is_read_or_refused() {
+    let with = |said: &str| {
+        let from = "  - name: web\n    addresses: [10.96.0.10]\n";
+        GOOD.replacen(from, &format!("{from}    failureAccrual: {said}\n"), 1)
+    };
+    let said = with("{ consecutive: 5, successPercent: 80, window: 30s, minBackoff: 500ms }");
+    let state = parse("mesh.yaml", &said).unwrap();
+    let accrual = state.services["default/web"].failure_accrual.unwrap();
+    assert_eq!((accrual.consecutive, accrual.success_percent), (5, 80));
+    assert_eq!((accrual.window_ms, accrual.min_backoff_ms), (30_000, 500));
+    assert!(!accrual.off);
+    for (said, remedy) in [
+        ("{ consecutive: 0 }", "failureAccrual.consecutive"),
+        ("{ successPercent: 101 }", "from 1 to 100"),
+        ("{ maxBackoff: 60 }", "as 250ms, 10s"),
+        ("{ off: yes }", "write one of false, true"),
+        ("{ on: true }", "unknown field `on`"),
+    ] {
+        let problem = refused(&with(said));
+        assert!(problem.contains(remedy), "{said}: {problem}");
+    }
+}

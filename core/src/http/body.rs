@@ -17,7 +17,17 @@ pub struct Body {
     source: Source,
     held: Option<Box<dyn Send>>,
     admitted: Option<Box<Admitted>>,
+    on_end: Option<OnEnd>,
 }
+
+/// How a body ended.
+pub enum End<'a> {
+    /// With these trailers, if any.
+    Whole(Option<&'a http::HeaderMap>),
+    Failed,
+}
+
+type OnEnd = Box<dyn FnOnce(End<'_>) + Send>;
 
 enum Source {
     Full(Option<Bytes>),
@@ -56,6 +66,26 @@ impl Body {
         self
     }
 
+    /// Tells how it ended, unless nobody wanted to know.
+    pub fn on_end(mut self, tell: impl FnOnce(End<'_>) + Send + 'static) -> Self {
+        self.on_end = Some(Box::new(tell));
+        self
+    }
+
+    fn tell(&mut self, frame: Option<&Result<Frame<Bytes>, Failed>>) {
+        let end = match frame {
+            None => End::Whole(None),
+            Some(Err(_)) => End::Failed,
+            Some(Ok(frame)) => match frame.trailers_ref() {
+                Some(trailers) => End::Whole(Some(trailers)),
+                None => return,
+            },
+        };
+        if let Some(tell) = self.on_end.take() {
+            tell(end);
+        }
+    }
+
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failed>>> {
         let frame = match &mut self.source {
             Source::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
@@ -92,6 +122,7 @@ impl From<Source> for Body {
             source,
             held: None,
             admitted: None,
+            on_end: None,
         }
     }
 }
@@ -124,6 +155,9 @@ impl http_body::Body for Body {
         }
         match this.poll_source(cx) {
             Poll::Ready(frame) => {
+                if this.on_end.is_some() {
+                    this.tell(frame.as_ref());
+                }
                 if frame.is_none() {
                     this.held = None;
                     this.admitted = None;

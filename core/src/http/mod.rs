@@ -2,12 +2,14 @@
 //! the proxy makes itself, and serving a client's connection.
 
 mod body;
+mod classify;
 mod headers;
 pub mod limits;
 mod serve;
 mod synthesize;
 
-pub use body::Body;
+pub use body::{Body, End};
+pub use classify::{Verdict, blames_server, grpc_status, verdict};
 pub use headers::{
     APP_PROTOCOL, DESTINATION, for_application, for_mesh, for_plaintext, is_upgrade, name_client,
     response,

@@ -364,6 +364,7 @@ impl Model {
                     endpoints: self.endpoints(port, &slices),
                 })
                 .collect(),
+            failure_accrual: service.traffic.failure_accrual,
         };
         let backends = if plain {
             Backends::Plain
