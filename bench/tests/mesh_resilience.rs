@@ -132,6 +132,7 @@ impl Resilience<'_> {
         );
         let failed = errors(&self.statuses(self.shop, 100).await?);
         ensure!(failed <= 7, "{failed} of 100 failed, of probations");
+        ensure!(self.two.asked() >= 93, "somebody else answered");
 
         self.one.turn(200);
         let deadline = Instant::now() + PATIENCE;

@@ -11,6 +11,7 @@ use crate::capture::{OrigDst, WorkloadName};
 use crate::detect::Protocol;
 use crate::identity::Identity;
 use crate::policy::{Authorization, Policy, Probe};
+use crate::traffic::Traffic;
 use dashmap::{DashMap, DashSet};
 use serde::Serialize;
 use std::collections::HashSet;
@@ -101,6 +102,16 @@ pub enum Occupant {
     Hidden,
     /// Nobody of the mesh.
     Outsider,
+}
+
+impl Destination {
+    /// How its requests travel; `None`: nothing was said.
+    pub fn traffic(&self) -> Option<Arc<Traffic>> {
+        match self {
+            Self::Service(port) => port.traffic(),
+            Self::Address(_) | Self::OutOfReach(_) => None,
+        }
+    }
 }
 
 impl Default for Directory {
@@ -379,6 +390,18 @@ impl Directory {
                 port.close();
             }
         }
+    }
+
+    /// A port of a service by its name, if it can be at an address of this family.
+    pub fn service_port(&self, service: &str, port: u16, ipv4: bool) -> Option<Arc<ServicePort>> {
+        let addresses = self.services.get(service)?.clone();
+        let at = |family: bool| {
+            let mut all = addresses.iter();
+            all.find(|it| it.port() == port && it.is_ipv4() == family)
+        };
+        let address = at(ipv4).or_else(|| at(!ipv4))?;
+        let found = self.ports.get(address)?.clone();
+        (found.service == service).then_some(found)
     }
 
     /// All ports of services, and where they are.

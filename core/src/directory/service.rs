@@ -6,7 +6,9 @@ use crate::balance::Endpoint;
 use crate::breaker::{Accrual, State};
 use crate::capture::WorkloadName;
 use crate::detect::Protocol;
-use arc_swap::ArcSwap;
+use crate::traffic::Traffic;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +26,9 @@ pub struct ServicePort {
 #[derive(Debug, Default)]
 struct Live {
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    traffic: ArcSwapOption<Traffic>,
+    /// What `traffic` was compiled of.
+    said: Mutex<Option<api::Service>>,
     /// Trips of endpoints that are gone: a counter does not fall.
     past_trips: AtomicU64,
 }
@@ -53,6 +58,7 @@ impl ServicePort {
         let known = live.endpoints.load_full();
         let endpoints = read_endpoints(port, ipv4, accrual, &known);
         live.forget_trips(&known, &endpoints);
+        live.follow(service, port.port);
         live.endpoints.store(Arc::new(endpoints));
         match old {
             Some(old) if Arc::ptr_eq(&old.live, &live) && old.protocol == protocol => None,
@@ -73,6 +79,11 @@ impl ServicePort {
         self.live.endpoints.load()
     }
 
+    /// How its requests travel; `None`: nothing was said.
+    pub fn traffic(&self) -> Option<Arc<Traffic>> {
+        self.live.traffic.load().as_ref().cloned()
+    }
+
     /// How often endpoints were taken out, or left out for longer.
     pub fn trips(&self) -> u64 {
         let now: u64 = self.endpoints().iter().map(|one| one.trips()).sum();
@@ -88,6 +99,24 @@ impl ServicePort {
 }
 
 impl Live {
+    /// Compiled only when something was said that is new.
+    fn follow(&self, service: &api::Service, port: u32) {
+        let about = api::Service {
+            namespace: String::new(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            failure_accrual: None,
+            ..service.clone()
+        };
+        let mut said = self.said.lock();
+        if said.as_ref() != Some(&about) {
+            let port = u16::try_from(port).unwrap_or_default();
+            let traffic = Traffic::compile(service, port);
+            self.traffic.store(traffic.map(Arc::new));
+            *said = Some(about);
+        }
+    }
+
     fn forget_trips(&self, before: &[Arc<Endpoint>], now: &[Arc<Endpoint>]) {
         let gone = before
             .iter()

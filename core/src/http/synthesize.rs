@@ -3,7 +3,8 @@
 
 use super::Body;
 use super::classify::{
-    GRPC_DEADLINE_EXCEEDED, GRPC_PERMISSION_DENIED, GRPC_UNAVAILABLE, grpc_status,
+    GRPC_DEADLINE_EXCEEDED, GRPC_PERMISSION_DENIED, GRPC_UNAVAILABLE, GRPC_UNIMPLEMENTED,
+    grpc_status,
 };
 use crate::upstream::UpstreamError;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
@@ -23,7 +24,7 @@ pub fn is_failure<B>(response: &Response<B>) -> bool {
 
 pub fn failure(error: &UpstreamError, grpc: bool) -> Response<Body> {
     let status = match error {
-        UpstreamError::ConnectTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
+        UpstreamError::ConnectTimeout(_) | UpstreamError::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
         UpstreamError::NoEndpoints
         | UpstreamError::NotReady(_)
         | UpstreamError::Unknown(_)
@@ -32,6 +33,8 @@ pub fn failure(error: &UpstreamError, grpc: bool) -> Response<Body> {
             StatusCode::FORBIDDEN
         }
         UpstreamError::NotLocal(_) => StatusCode::MISDIRECTED_REQUEST,
+        UpstreamError::NoRoute => StatusCode::NOT_FOUND,
+        UpstreamError::NoBackend(_) => StatusCode::INTERNAL_SERVER_ERROR,
         UpstreamError::ConnectMethod => StatusCode::NOT_IMPLEMENTED,
         UpstreamError::Handshake { .. }
         | UpstreamError::Identity { .. }
@@ -46,6 +49,7 @@ pub fn failure(error: &UpstreamError, grpc: bool) -> Response<Body> {
         let code = match status {
             StatusCode::GATEWAY_TIMEOUT => GRPC_DEADLINE_EXCEEDED,
             StatusCode::FORBIDDEN => GRPC_PERMISSION_DENIED,
+            StatusCode::NOT_FOUND => GRPC_UNIMPLEMENTED,
             _ => GRPC_UNAVAILABLE,
         };
         let mut response = Response::new(Body::empty());

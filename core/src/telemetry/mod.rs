@@ -3,8 +3,8 @@
 
 mod access_log;
 pub mod connections;
-mod decisions;
 mod endpoints;
+mod labelled;
 mod metrics;
 pub mod tap;
 
