@@ -13,6 +13,7 @@
 //! * [`leader`]: which replica writes
 //! * `identity`, `discovery`, [`enrolment`], [`tls`], `health`, [`metrics`]: what is served
 //! * [`injector`]: which pods join the mesh, and what they are given for it
+//! * [`traffic`]: the words in which it is said how requests travel
 //! * [`server`]: all of it put together
 //!
 //! [`Source`] and [`Authenticator`] are the seams for another platform: one yields
@@ -37,6 +38,7 @@ pub mod source;
 pub mod state;
 pub mod state_dir;
 pub mod tls;
+pub mod traffic;
 pub mod trust;
 
 pub use auth::{Authenticator, Caller, TokenKey};

@@ -8,7 +8,11 @@
 //! for opaque bytes: how long a stream lasts says nothing about who serves it.
 //! So an endpoint that turns slow loses its traffic after one answer,
 //! and gets it back over the decay time.
+//!
+//! An endpoint that fails is not slow, it is fast: that is what [`crate::breaker`] is
+//! for. What it leaves out is looked at only when one of the two that were drawn is out.
 
+use crate::breaker::{Accrual, Breaker, State, Ticket, Turn};
 use crate::capture::WorkloadName;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
@@ -31,6 +35,7 @@ pub struct Endpoint {
     pub workload: Option<WorkloadName>,
     pending: AtomicU32,
     latency: Mutex<Ewma>,
+    breaker: Breaker,
 }
 
 #[derive(Debug)]
@@ -44,10 +49,20 @@ struct Ewma {
 pub struct InFlight {
     endpoint: Arc<Endpoint>,
     started: Instant,
+    ticket: Ticket,
 }
 
+/// What is to be said of an endpoint when more than the head of its answer is known.
+#[derive(Debug)]
+pub struct Verdict {
+    endpoint: Arc<Endpoint>,
+    ticket: Ticket,
+}
+
+// === impl Endpoint ===
+
 impl Endpoint {
-    pub fn new(address: SocketAddr, workload: Option<WorkloadName>) -> Self {
+    pub fn new(address: SocketAddr, workload: Option<WorkloadName>, accrual: Accrual) -> Self {
         Self {
             address,
             workload,
@@ -56,20 +71,53 @@ impl Endpoint {
                 seconds: 0.0,
                 updated: Instant::now(),
             }),
+            breaker: Breaker::new(accrual),
         }
     }
 
+    /// A request that goes there, whether the endpoint is in or out.
     pub fn begin(self: &Arc<Self>) -> InFlight {
+        self.begin_with(self.breaker.ticket(), Instant::now())
+    }
+
+    fn begin_with(self: &Arc<Self>, ticket: Ticket, started: Instant) -> InFlight {
         self.pending.fetch_add(1, Ordering::Relaxed);
         InFlight {
             endpoint: self.clone(),
-            started: Instant::now(),
+            started,
+            ticket,
         }
     }
 
-    /// It could not even be reached.
-    pub fn failed(&self) {
-        self.observe(FAILED, Instant::now());
+    /// From now on it is judged by these rules.
+    pub fn configure(&self, accrual: Accrual) {
+        self.breaker.configure(accrual);
+    }
+
+    pub fn state(&self) -> State {
+        self.breaker.state(Instant::now())
+    }
+
+    /// How often it was taken out, or left out for longer.
+    pub fn trips(&self) -> u64 {
+        self.breaker.trips()
+    }
+
+    fn judged(&self, ticket: Ticket, succeeded: bool) {
+        let now = Instant::now();
+        let turn = if succeeded {
+            self.breaker.succeeded(ticket, now)
+        } else {
+            self.breaker.failed(ticket, now)
+        };
+        let address = self.address;
+        match turn {
+            Some(Turn::OutFor(time)) => {
+                tracing::info!(endpoint = %address, ?time, "taken out: it fails");
+            }
+            Some(Turn::Back) => tracing::info!(endpoint = %address, "back in"),
+            None => {}
+        }
     }
 
     fn observe(&self, latency: Duration, now: Instant) {
@@ -99,12 +147,33 @@ fn decay(elapsed: Duration) -> f64 {
     (-elapsed.as_secs_f64() / DECAY.as_secs_f64()).exp()
 }
 
+// === impl InFlight ===
+
 impl InFlight {
-    /// The answer has begun.
+    /// The answer has begun, whatever it says.
     pub fn answered(&self) {
         let now = Instant::now();
         let latency = now.saturating_duration_since(self.started);
         self.endpoint.observe(latency, now);
+    }
+
+    /// It could not even be reached. Left as it was it would count as idle, and get
+    /// every request.
+    pub fn unreached(&self) {
+        self.endpoint.observe(FAILED, Instant::now());
+        self.judged(false);
+    }
+
+    /// What its end says of the endpoint.
+    pub fn judged(&self, succeeded: bool) {
+        self.endpoint.judged(self.ticket, succeeded);
+    }
+
+    pub fn verdict(&self) -> Verdict {
+        Verdict {
+            endpoint: self.endpoint.clone(),
+            ticket: self.ticket,
+        }
     }
 
     pub fn endpoint(&self) -> &Arc<Endpoint> {
@@ -118,25 +187,99 @@ impl Drop for InFlight {
     }
 }
 
-/// The less loaded of two endpoints drawn at random. `None` if there are none.
-pub fn pick(endpoints: &[Arc<Endpoint>]) -> Option<&Arc<Endpoint>> {
+// === impl Verdict ===
+
+impl Verdict {
+    pub fn judged(self, succeeded: bool) {
+        self.endpoint.judged(self.ticket, succeeded);
+    }
+}
+
+/// The less loaded of two endpoints drawn at random, of those that are in. `avoid` is
+/// taken only if there is no other. `None` if there are none at all.
+pub fn pick(endpoints: &[Arc<Endpoint>], avoid: Option<&Endpoint>) -> Option<InFlight> {
     match endpoints {
         [] => None,
-        [only] => Some(only),
+        [only] => Some(only.begin()),
         many => {
-            let first = fastrand::usize(..many.len());
-            let mut second = fastrand::usize(..many.len() - 1);
-            if second >= first {
-                second += 1;
-            }
             let now = Instant::now();
-            let (first, second) = (&many[first], &many[second]);
-            Some(if first.load(now) <= second.load(now) {
-                first
-            } else {
-                second
-            })
+            let (first, second) = draw(many);
+            let wanted = |endpoint: &Arc<Endpoint>| {
+                endpoint.breaker.is_in()
+                    && avoid.is_none_or(|avoid| !std::ptr::eq(avoid, &**endpoint))
+            };
+            if wanted(first) && wanted(second) {
+                let chosen = lighter(first, second, now);
+                return Some(chosen.begin_with(chosen.breaker.ticket(), now));
+            }
+            Some(pick_among(many, avoid.is_none(), wanted, now))
         }
+    }
+}
+
+/// All have to be looked at. A probation that is due comes first, unless the request
+/// has failed once already.
+fn pick_among(
+    many: &[Arc<Endpoint>],
+    may_probe: bool,
+    wanted: impl Fn(&Arc<Endpoint>) -> bool,
+    now: Instant,
+) -> InFlight {
+    let start = fastrand::usize(..many.len());
+    let (before, after) = many.split_at(start);
+    let (mut drawn, mut seen): ([Option<&Arc<Endpoint>>; 2], usize) = ([None; 2], 0);
+    for endpoint in after.iter().chain(before) {
+        if may_probe && let Some(ticket) = endpoint.breaker.probe(now) {
+            return endpoint.begin_with(ticket, now);
+        }
+        if !wanted(endpoint) {
+            continue;
+        }
+        // Two of those that are wanted, each pair as likely as any other (Vitter, R).
+        let slot = if seen < 2 {
+            seen
+        } else {
+            fastrand::usize(..=seen)
+        };
+        if let Some(slot) = drawn.get_mut(slot) {
+            *slot = Some(endpoint);
+        }
+        seen += 1;
+    }
+    let chosen = match drawn {
+        [Some(first), Some(second)] => lighter(first, second, now),
+        [Some(only), None] | [None, Some(only)] => only,
+        // All are out, but for the one to be avoided.
+        [None, None] => match many.iter().find(|endpoint| endpoint.breaker.is_in()) {
+            Some(avoided) => avoided,
+            None => {
+                let (first, second) = draw(many);
+                lighter(first, second, now)
+            }
+        },
+    };
+    chosen.begin_with(chosen.breaker.ticket(), now)
+}
+
+/// Two different ones, of at least two.
+fn draw(many: &[Arc<Endpoint>]) -> (&Arc<Endpoint>, &Arc<Endpoint>) {
+    let first = fastrand::usize(..many.len());
+    let mut second = fastrand::usize(..many.len() - 1);
+    if second >= first {
+        second += 1;
+    }
+    (&many[first], &many[second])
+}
+
+fn lighter<'a>(
+    first: &'a Arc<Endpoint>,
+    second: &'a Arc<Endpoint>,
+    now: Instant,
+) -> &'a Arc<Endpoint> {
+    if first.load(now) <= second.load(now) {
+        first
+    } else {
+        second
     }
 }
 
@@ -146,8 +289,21 @@ mod tests {
 
     fn endpoints(count: u8) -> Vec<Arc<Endpoint>> {
         (0..count)
-            .map(|n| Arc::new(Endpoint::new(SocketAddr::from(([10, 0, 0, n], 80)), None)))
+            .map(|n| {
+                let address = SocketAddr::from(([10, 0, 0, n], 80));
+                Arc::new(Endpoint::new(address, None, Accrual::default()))
+            })
             .collect()
+    }
+
+    fn picked(all: &[Arc<Endpoint>]) -> Arc<Endpoint> {
+        pick(all, None).expect("one").endpoint().clone()
+    }
+
+    fn trip(endpoint: &Arc<Endpoint>) {
+        while endpoint.breaker.is_in() {
+            endpoint.begin().judged(false);
+        }
     }
 
     #[test]
@@ -155,12 +311,12 @@ mod tests {
         let all = endpoints(5);
         let mut seen = std::collections::HashSet::new();
         for _ in 0..1000 {
-            let chosen = pick(&all).expect("one").begin();
+            let chosen = pick(&all, None).expect("one");
             chosen.answered();
             seen.insert(chosen.endpoint().address);
         }
         assert_eq!(seen.len(), 5);
-        assert!(pick(&[]).is_none());
+        assert!(pick(&[], None).is_none());
     }
 
     #[test]
@@ -170,7 +326,7 @@ mod tests {
         let mut slow = 0;
         const REQUESTS: u32 = 4000;
         for _ in 0..REQUESTS {
-            let chosen = pick(&all).expect("one");
+            let chosen = picked(&all);
             let took = if chosen.address == all[0].address {
                 100
             } else {
@@ -186,16 +342,49 @@ mod tests {
     fn pending_requests_count() {
         let all = endpoints(2);
         let held: Vec<_> = (0..10).map(|_| all[0].begin()).collect();
-        assert!((0..100).all(|_| pick(&all).expect("one").address == all[1].address));
+        assert!((0..100).all(|_| picked(&all).address == all[1].address));
         drop(held);
     }
 
     #[test]
     fn a_failure_is_remembered_and_forgotten() {
         let all = endpoints(2);
-        all[0].failed();
+        all[0].begin().unreached();
         let now = Instant::now();
         assert!(all[0].load(now) > all[1].load(now));
         assert!(all[0].load(now + DECAY * 20) < 0.001);
+    }
+
+    #[test]
+    fn what_is_out_gets_nothing_while_somebody_is_in() {
+        let all = endpoints(4);
+        for out in 0..4 {
+            assert!((0..200).all(|_| picked(&all).breaker.is_in()));
+            trip(&all[out]);
+        }
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..200 {
+            let chosen = pick(&all, None).expect("one");
+            chosen.answered();
+            seen.insert(chosen.endpoint().address);
+        }
+        assert_eq!(seen.len(), 4, "with none better all are as good");
+        all[2].begin().judged(true);
+        assert!((0..200).all(|_| picked(&all).address == all[2].address));
+    }
+
+    #[test]
+    fn a_retry_goes_elsewhere_if_there_is_an_elsewhere() {
+        let all = endpoints(3);
+        let elsewhere = |all: &[Arc<Endpoint>]| {
+            let chosen = pick(all, Some(&all[0])).expect("one");
+            chosen.endpoint().address
+        };
+        assert!((0..200).all(|_| elsewhere(&all) != all[0].address));
+        trip(&all[1]);
+        assert!((0..200).all(|_| elsewhere(&all) == all[2].address));
+        trip(&all[2]);
+        assert_eq!(elsewhere(&all), all[0].address);
+        assert_eq!(elsewhere(&all[..1]), all[0].address);
     }
 }

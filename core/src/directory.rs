@@ -6,17 +6,22 @@
 
 use crate::api;
 use crate::balance::Endpoint;
+use crate::breaker::Accrual;
 use crate::capture::{OrigDst, WorkloadName};
 use crate::detect::Protocol;
 use crate::identity::Identity;
 use crate::policy::{Authorization, Policy, Probe};
-use arc_swap::ArcSwap;
+use crate::traffic::Traffic;
 use dashmap::{DashMap, DashSet};
 use serde::Serialize;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use tokio::sync::watch;
+
+mod service;
+
+pub use service::ServicePort;
 
 #[derive(Debug)]
 pub struct Directory {
@@ -79,15 +84,6 @@ pub enum Mtls {
     Strict,
 }
 
-#[derive(Debug)]
-pub struct ServicePort {
-    /// "namespace/name".
-    pub service: String,
-    pub protocol: Option<Protocol>,
-    /// Connections hold on to it, and go on with the new endpoints.
-    endpoints: Arc<ArcSwap<Vec<Arc<Endpoint>>>>,
-}
-
 /// What an original destination turned out to be.
 #[derive(Debug, Clone)]
 pub enum Destination {
@@ -106,6 +102,16 @@ pub enum Occupant {
     Hidden,
     /// Nobody of the mesh.
     Outsider,
+}
+
+impl Destination {
+    /// How its requests travel; `None`: nothing was said.
+    pub fn traffic(&self) -> Option<Arc<Traffic>> {
+        match self {
+            Self::Service(port) => port.traffic(),
+            Self::Address(_) | Self::OutOfReach(_) => None,
+        }
+    }
 }
 
 impl Default for Directory {
@@ -172,7 +178,10 @@ impl Directory {
         if let Some(port) = service() {
             return Destination::Service(port);
         }
-        let address = |workload| Destination::Address(Arc::new(Endpoint::new(to.0, workload)));
+        let address = |workload| {
+            let endpoint = Endpoint::new(to.0, workload, Accrual::default());
+            Destination::Address(Arc::new(endpoint))
+        };
         match self.occupant(to.0.ip()) {
             Occupant::Workload(workload) => address(Some(workload.name.clone())),
             Occupant::Hidden => Destination::OutOfReach(to.0),
@@ -255,7 +264,7 @@ impl Directory {
         for service in update.services {
             let name = format!("{}/{}", service.namespace, service.name);
             stale_services.remove(&name);
-            self.put_service(name, service);
+            self.put_service(name, &service);
         }
         for name in stale_workloads {
             self.remove_workload(&name);
@@ -344,7 +353,7 @@ impl Directory {
         }
     }
 
-    fn put_service(&self, name: String, service: api::Service) {
+    fn put_service(&self, name: String, service: &api::Service) {
         let mut kept = HashSet::new();
         for ip in service.addresses.iter().filter_map(|text| parse_ip(text)) {
             for port in &service.ports {
@@ -354,29 +363,9 @@ impl Directory {
                 let address = SocketAddr::new(ip, number);
                 kept.insert(address);
                 let old = self.ports.get(&address).map(|found| found.clone());
-                let endpoints = read_endpoints(port, ip.is_ipv4(), old.as_deref());
-                let protocol = Protocol::from_app_protocol(&port.app_protocol);
-                let shared = match old {
-                    Some(old) if old.service == name => {
-                        old.endpoints.store(Arc::new(endpoints));
-                        if old.protocol == protocol {
-                            continue;
-                        }
-                        old.endpoints.clone()
-                    }
-                    // The address is another service's now.
-                    Some(old) => {
-                        old.endpoints.store(Arc::default());
-                        Arc::new(ArcSwap::from_pointee(endpoints))
-                    }
-                    None => Arc::new(ArcSwap::from_pointee(endpoints)),
-                };
-                let new = ServicePort {
-                    service: name.clone(),
-                    protocol,
-                    endpoints: shared,
-                };
-                self.ports.insert(address, Arc::new(new));
+                if let Some(new) = ServicePort::read(service, port, ip.is_ipv4(), old.as_deref()) {
+                    self.ports.insert(address, Arc::new(new));
+                }
             }
         }
         let old = self
@@ -398,9 +387,28 @@ impl Directory {
                 .ports
                 .remove_if(address, |_, found| found.service == service);
             if let Some((_, port)) = removed {
-                port.endpoints.store(Arc::default());
+                port.close();
             }
         }
+    }
+
+    /// A port of a service by its name, if it can be at an address of this family.
+    pub fn service_port(&self, service: &str, port: u16, ipv4: bool) -> Option<Arc<ServicePort>> {
+        let addresses = self.services.get(service)?.clone();
+        let at = |family: bool| {
+            let mut all = addresses.iter();
+            all.find(|it| it.port() == port && it.is_ipv4() == family)
+        };
+        let address = at(ipv4).or_else(|| at(!ipv4))?;
+        let found = self.ports.get(address)?.clone();
+        (found.service == service).then_some(found)
+    }
+
+    /// All ports of services, and where they are.
+    pub fn ports(&self) -> impl Iterator<Item = (SocketAddr, Arc<ServicePort>)> {
+        self.ports
+            .iter()
+            .map(|entry| (*entry.key(), entry.value().clone()))
     }
 
     /// For /config.
@@ -433,6 +441,7 @@ impl Directory {
                     "address": entry.key(),
                     "protocol": entry.protocol.map(Protocol::as_str),
                     "endpoints": entry.endpoints().iter().map(|endpoint| endpoint.address).collect::<Vec<_>>(),
+                    "out": entry.out(),
                 })
             })
             .collect();
@@ -442,12 +451,6 @@ impl Directory {
             "services": services,
             "hidden": self.hidden.len(),
         })
-    }
-}
-
-impl ServicePort {
-    pub fn endpoints(&self) -> arc_swap::Guard<Arc<Vec<Arc<Endpoint>>>> {
-        self.endpoints.load()
     }
 }
 
@@ -471,36 +474,6 @@ fn addresses(texts: &[Vec<u8>]) -> impl Iterator<Item = IpAddr> {
             .ok()
             .map(|bytes| IpAddr::from(bytes).to_canonical()),
     })
-}
-
-/// Endpoints of the service address's own family; all, if there are none.
-fn read_endpoints(
-    port: &api::ServicePort,
-    ipv4: bool,
-    old: Option<&ServicePort>,
-) -> Vec<Arc<Endpoint>> {
-    let old = old.map(|old| old.endpoints.load_full()).unwrap_or_default();
-    let mut all: Vec<Arc<Endpoint>> = Vec::with_capacity(port.endpoints.len());
-    for endpoint in &port.endpoints {
-        let (Some(ip), Ok(number)) = (parse_ip(&endpoint.address), u16::try_from(endpoint.port))
-        else {
-            tracing::warn!(address = endpoint.address, "ignored an endpoint");
-            continue;
-        };
-        let address = SocketAddr::new(ip, number);
-        let workload: Option<WorkloadName> = endpoint.workload.parse().ok();
-        let same = |known: &&Arc<Endpoint>| known.address == address && known.workload == workload;
-        all.push(match old.iter().find(same) {
-            Some(known) => known.clone(),
-            None => Arc::new(Endpoint::new(address, workload)),
-        });
-    }
-    let own: Vec<_> = all
-        .iter()
-        .filter(|one| one.address.is_ipv4() == ipv4)
-        .cloned()
-        .collect();
-    if own.is_empty() { all } else { own }
 }
 
 impl Workload {
@@ -546,316 +519,4 @@ impl Workload {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn workload(name: &str, address: &str) -> api::Workload {
-        api::Workload {
-            namespace: "default".into(),
-            name: name.into(),
-            service_account: name.into(),
-            addresses: vec![address.into()],
-            protocol: api::MeshProtocol::Duet as i32,
-            ..Default::default()
-        }
-    }
-
-    fn service(endpoints: &[(&str, &str)]) -> api::Service {
-        api::Service {
-            namespace: "default".into(),
-            name: "web".into(),
-            addresses: vec!["10.96.0.1".into()],
-            ports: vec![api::ServicePort {
-                port: 80,
-                endpoints: endpoints
-                    .iter()
-                    .map(|(address, workload)| api::Endpoint {
-                        address: (*address).into(),
-                        port: 8080,
-                        workload: (*workload).into(),
-                    })
-                    .collect(),
-                ..Default::default()
-            }],
-        }
-    }
-
-    fn web() -> OrigDst {
-        OrigDst::new("10.96.0.1:80".parse().unwrap())
-    }
-
-    fn endpoints(directory: &Directory) -> Vec<Arc<Endpoint>> {
-        match directory.resolve(web()) {
-            Destination::Service(port) => port.endpoints().to_vec(),
-            Destination::Address(_) | Destination::OutOfReach(_) => Vec::new(),
-        }
-    }
-
-    #[test]
-    fn a_snapshot_replaces_everything() {
-        let directory = Directory::default();
-        directory.apply(api::Update {
-            snapshot: true,
-            version: 1,
-            workloads: vec![workload("a", "10.0.0.1"), workload("b", "10.0.0.2")],
-            services: vec![service(&[("10.0.0.1", "default/a")])],
-            ..Default::default()
-        });
-        assert_eq!(endpoints(&directory).len(), 1);
-        directory.apply(api::Update {
-            snapshot: true,
-            version: 2,
-            workloads: vec![workload("b", "10.0.0.1")],
-            ..Default::default()
-        });
-        assert!(endpoints(&directory).is_empty());
-        assert!(
-            directory
-                .workload(&WorkloadName::new("default", "a"))
-                .is_none()
-        );
-        let now_b = directory
-            .at("10.0.0.1".parse().unwrap())
-            .expect("b took a's address");
-        assert_eq!(now_b.name.name(), "b");
-        assert!(directory.at("10.0.0.2".parse().unwrap()).is_none());
-    }
-
-    #[test]
-    fn an_endpoint_keeps_its_history_over_an_update() {
-        let directory = Directory::default();
-        let update = |endpoints: &[(&str, &str)]| api::Update {
-            services: vec![service(endpoints)],
-            version: 1,
-            ..Default::default()
-        };
-        directory.apply(update(&[("10.0.0.1", "default/a")]));
-        let Destination::Service(held) = directory.resolve(web()) else {
-            panic!("a service")
-        };
-        let before = endpoints(&directory);
-        directory.apply(update(&[
-            ("10.0.0.2", "default/b"),
-            ("10.0.0.1", "default/a"),
-        ]));
-        let after = endpoints(&directory);
-        assert!(
-            after
-                .iter()
-                .any(|endpoint| Arc::ptr_eq(endpoint, &before[0]))
-        );
-        assert_eq!(
-            held.endpoints().len(),
-            2,
-            "a live connection sees the change too"
-        );
-        directory.apply(api::Update {
-            removed_services: vec!["default/web".into()],
-            version: 2,
-            ..Default::default()
-        });
-        assert!(held.endpoints().is_empty());
-    }
-
-    fn policy(name: &str, rules: usize) -> api::AuthorizationPolicy {
-        api::AuthorizationPolicy {
-            namespace: "default".into(),
-            name: name.into(),
-            action: api::authorization_policy::Action::Deny as i32,
-            rules: vec![Default::default(); rules],
-        }
-    }
-
-    fn selected(name: &str, address: &str, policies: &[&str]) -> api::Workload {
-        api::Workload {
-            policies: policies.iter().map(|name| (*name).to_owned()).collect(),
-            ..workload(name, address)
-        }
-    }
-
-    #[test]
-    fn a_workload_is_authorized_by_the_policies_that_are_known() {
-        let directory = Directory::default();
-        let name = WorkloadName::new("default", "a");
-        let followed = directory.follow(&name);
-        let now = || {
-            let now = followed.borrow().clone().expect("known");
-            assert_eq!(directory.workload(&name).as_ref(), Some(&now));
-            assert_eq!(
-                directory.at("10.0.0.1".parse().unwrap()).as_ref(),
-                Some(&now)
-            );
-            now.authorization.clone()
-        };
-        directory.apply(api::Update {
-            snapshot: true,
-            version: 1,
-            workloads: vec![selected("a", "10.0.0.1", &["default/p"])],
-            policies: vec![policy("p", 0)],
-            ..Default::default()
-        });
-        let first = now().expect("selected");
-        // Only the policy is told of.
-        directory.apply(api::Update {
-            version: 2,
-            policies: vec![policy("p", 1)],
-            ..Default::default()
-        });
-        let second = now().expect("selected");
-        assert_ne!(first, second);
-        // The same again, as after a reconnection.
-        directory.apply(api::Update {
-            snapshot: true,
-            version: 3,
-            workloads: vec![selected("a", "10.0.0.1", &["default/p"])],
-            policies: vec![policy("p", 1)],
-            ..Default::default()
-        });
-        assert!(Arc::ptr_eq(&second, &now().expect("selected")));
-        directory.apply(api::Update {
-            version: 4,
-            removed_policies: vec!["default/p".into()],
-            ..Default::default()
-        });
-        let unknown = now().expect("it is still named");
-        assert_ne!(second, unknown);
-        directory.apply(api::Update {
-            version: 5,
-            workloads: vec![selected("a", "10.0.0.1", &[])],
-            ..Default::default()
-        });
-        assert!(now().is_none());
-    }
-
-    #[test]
-    fn a_follower_hears_of_changes_only() {
-        let directory = Directory::default();
-        let mut followed = directory.follow(&WorkloadName::new("default", "a"));
-        let mut changed = || {
-            let changed = followed.has_changed().unwrap();
-            followed.mark_unchanged();
-            changed
-        };
-        let update = |workloads| api::Update {
-            snapshot: true,
-            version: 1,
-            workloads,
-            ..Default::default()
-        };
-        directory.apply(update(vec![workload("a", "10.0.0.1")]));
-        assert!(changed());
-        directory.apply(update(vec![
-            workload("a", "10.0.0.1"),
-            workload("b", "10.0.0.2"),
-        ]));
-        assert!(!changed());
-        directory.apply(update(vec![]));
-        assert!(changed());
-    }
-
-    #[test]
-    fn what_is_hidden_is_no_outsider() {
-        let directory = Directory::default();
-        let (v4, v6) = ("10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap());
-        let hidden = |ip: IpAddr| matches!(directory.occupant(ip), Occupant::Hidden);
-        directory.apply(api::Update {
-            snapshot: true,
-            version: 1,
-            hidden: vec![vec![10, 0, 0, 1], vec![10, 96, 0, 1]],
-            ..Default::default()
-        });
-        assert!(hidden(v4) && !hidden(v6));
-        assert!(matches!(
-            directory.resolve(web()),
-            Destination::OutOfReach(address) if address == web().0
-        ));
-        // Out of hiding: known instead.
-        directory.apply(api::Update {
-            version: 2,
-            workloads: vec![workload("a", "10.0.0.1")],
-            services: vec![service(&[("10.0.0.1", "default/a")])],
-            unhidden: vec![vec![10, 0, 0, 1], vec![10, 96, 0, 1]],
-            ..Default::default()
-        });
-        assert!(matches!(directory.occupant(v4), Occupant::Workload(_)));
-        assert_eq!(endpoints(&directory).len(), 1);
-        // And back, with another beside it.
-        directory.apply(api::Update {
-            version: 3,
-            removed_workloads: vec!["default/a".into()],
-            removed_services: vec!["default/web".into()],
-            hidden: vec![
-                vec![10, 0, 0, 1],
-                vec![10, 96, 0, 1],
-                std::net::Ipv6Addr::from_bits(0xfd << 120 | 1)
-                    .octets()
-                    .into(),
-            ],
-            ..Default::default()
-        });
-        assert!(hidden(v4) && hidden(v6));
-        // A snapshot leaves nothing of what was.
-        directory.apply(api::Update {
-            snapshot: true,
-            version: 4,
-            hidden: vec![vec![10, 0, 0, 2]],
-            ..Default::default()
-        });
-        assert!(matches!(directory.occupant(v4), Occupant::Outsider));
-        assert!(hidden("10.0.0.2".parse().unwrap()));
-    }
-
-    /// Whoever looks while updates go by never takes one of the mesh for an outsider.
-    #[test]
-    fn nothing_is_an_outsider_on_its_way_in_or_out_of_hiding() {
-        let directory = Directory::default();
-        let ip: IpAddr = "10.0.0.1".parse().unwrap();
-        let seen = api::Update {
-            version: 1,
-            workloads: vec![workload("a", "10.0.0.1")],
-            unhidden: vec![vec![10, 0, 0, 1]],
-            ..Default::default()
-        };
-        let unseen = api::Update {
-            version: 1,
-            removed_workloads: vec!["default/a".into()],
-            hidden: vec![vec![10, 0, 0, 1]],
-            ..Default::default()
-        };
-        directory.apply(seen.clone());
-        let done = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let looking = scope.spawn(|| {
-                let mut looks = 0u64;
-                while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                    let found = directory.occupant(ip);
-                    assert!(!matches!(found, Occupant::Outsider), "after {looks} looks");
-                    looks += 1;
-                }
-            });
-            for round in 0..20_000 {
-                let update = if round % 2 == 0 { &unseen } else { &seen };
-                directory.apply(update.clone());
-                if looking.is_finished() {
-                    break;
-                }
-            }
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
-        });
-    }
-
-    #[test]
-    fn addresses_of_the_same_family_are_preferred() {
-        let directory = Directory::default();
-        directory.apply(api::Update {
-            services: vec![service(&[
-                ("10.0.0.1", "default/a"),
-                ("fd00::1", "default/a"),
-            ])],
-            ..Default::default()
-        });
-        let found = endpoints(&directory);
-        assert_eq!(found.len(), 1);
-        assert!(found[0].address.is_ipv4());
-    }
-}
+mod tests;

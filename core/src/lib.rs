@@ -3,7 +3,7 @@
 //! A mode builds a [`Capture`] for each workload and hands it to a [`Proxy`]; all
 //! the rest is here, in the order in which a connection meets it: [`capture`] is
 //! the seam, `outbound` and `inbound` are the two stories, `detect`, `directory`,
-//! `balance`, `upstream` and `relay` are what happens on the way, `http` is what
+//! `traffic`, `balance`, `breaker`, `upstream` and `relay` are what happens on the way, `http` is what
 //! must change in a message, `identity` who is who.
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ pub mod policy;
 mod admin;
 mod admission;
 mod balance;
+mod breaker;
 mod control;
 mod detect;
 mod directory;
@@ -27,6 +28,7 @@ mod ready;
 mod relay;
 mod runtime;
 mod telemetry;
+mod traffic;
 mod upstream;
 
 /// The API between duet-control and every proxy, generated from `proto/duet.proto`.
@@ -41,6 +43,7 @@ pub use identity::BACKDATE;
 pub use proxy::{Error, Placed, Proxy, ReportError, Workload};
 pub use ready::ReadyGuard;
 pub use runtime::run;
+pub use traffic::{InvalidExpression, check_expression};
 
 /// What makes two binaries the same core; see `build.rs`.
 pub const CORE_FINGERPRINT: &str = env!("CORE_FINGERPRINT");

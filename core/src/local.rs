@@ -8,7 +8,9 @@ use crate::identity::{Certificate, Held};
 use crate::proxy::Shared;
 use crate::relay::{RelayError, relay};
 use crate::telemetry::{ConnectionLine, Failure, Meters, Peer, at_end};
+use crate::traffic::{Budget, Traffic};
 use crate::upstream::{Io, UpstreamError, Upstreams};
+use dashmap::DashMap;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -47,6 +49,8 @@ pub(crate) struct Local {
     /// What discovery says of it.
     itself: watch::Receiver<Option<Arc<Workload>>>,
     audits: Mutex<AuditLines>,
+    /// Of the services, by "namespace/name", that it may retry requests to.
+    budgets: DashMap<String, Arc<Budget>>,
     /// Connections that a failed lookup must not log again and again.
     last_warning: Mutex<Option<Instant>>,
 }
@@ -89,6 +93,7 @@ impl Local {
             identity: watch::Sender::new(None),
             itself: shared.directory.follow(&name),
             audits: Mutex::default(),
+            budgets: DashMap::new(),
             last_warning: Mutex::default(),
             name,
             shared,
@@ -216,6 +221,18 @@ impl Local {
             let asked = asked();
             tracing::info!(target: "duet_core::audit", workload = %self.name, policy, left_out, "{asked}");
         }
+    }
+
+    /// For its retries of requests to a service.
+    pub fn budget(&self, service: &str, traffic: &Traffic) -> Arc<Budget> {
+        if let Some(known) = self.budgets.get(service)
+            && traffic.has(&known)
+        {
+            return known.clone();
+        }
+        let new = Arc::new(traffic.budget());
+        self.budgets.insert(service.to_owned(), new.clone());
+        new
     }
 
     pub fn meters(&self, direction: Direction, peer: Peer) -> Arc<Meters> {

@@ -8,17 +8,18 @@ use crate::balance::{self, Endpoint, InFlight};
 use crate::capture::{Direction, OrigDst};
 use crate::detect::Protocol;
 use crate::directory::{Destination, Occupant, Transport};
-use crate::http::{self as message, Body};
+use crate::http::{self as message, Body, Timeout};
 use crate::local::Local;
 use crate::telemetry::connections::{Connection, Kind, Opened};
-use crate::telemetry::{Failure, Peer, RequestLine, at_end};
-use crate::upstream::{Io, Place, Target, UpstreamError};
-use ::http::{Method, Request, Response, Version};
-use hyper::body::Incoming;
+use crate::telemetry::{Failure, Peer};
+use crate::upstream::{Io, Target, UpstreamError};
+use ::http::Response;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 use tokio::net::TcpStream;
+
+mod request;
+mod routed;
 
 const DIRECTION: Direction = Direction::Outbound;
 
@@ -82,23 +83,31 @@ struct Outbound {
     connection: Arc<Connection>,
 }
 
+/// An answer, and who gave it, if it was not the proxy.
+type Answered = (Response<Body>, Option<(InFlight, Target)>);
+
 /// Endpoints asked one after the other.
 struct Attempts<'a> {
     outbound: &'a Outbound,
+    to: &'a Destination,
     left: usize,
+    /// Who could not be reached just now.
+    avoid: Option<Arc<Endpoint>>,
 }
 
 impl<'a> Attempts<'a> {
-    fn of(outbound: &'a Outbound) -> Self {
+    fn of(outbound: &'a Outbound, to: &'a Destination, avoid: Option<Arc<Endpoint>>) -> Self {
         Self {
             outbound,
+            to,
             left: ATTEMPTS,
+            avoid,
         }
     }
 
     fn next(&mut self) -> Result<(InFlight, Target), UpstreamError> {
         loop {
-            let flight = self.outbound.pick()?.begin();
+            let flight = pick(self.to, self.avoid.as_deref())?;
             match self.outbound.target(flight.endpoint()) {
                 Ok(target) => return Ok((flight, target)),
                 Err(error) => self.failed(&flight, error)?,
@@ -111,10 +120,10 @@ impl<'a> Attempts<'a> {
         if !error.is_unsent() {
             return Err(error);
         }
-        // Left as it was it would count as idle, and get every request.
-        flight.endpoint().failed();
+        flight.unreached();
+        self.avoid = Some(flight.endpoint().clone());
         self.left -= 1;
-        if self.left == 0 || !self.outbound.has_others() {
+        if self.left == 0 || !has_others(self.to) {
             return Err(error);
         }
         Ok(())
@@ -123,7 +132,7 @@ impl<'a> Attempts<'a> {
 
 impl Outbound {
     async fn opaque(&self, mut client: impl Io) {
-        match self.open(false).await {
+        match self.open(&self.destination, false).await {
             Ok((server, flight, target)) => {
                 let ends = (self.client, target.address);
                 let peer = self.peer(flight.endpoint(), &target);
@@ -140,124 +149,23 @@ impl Outbound {
     }
 
     /// A connection to the first endpoint that takes one.
-    async fn open(&self, http1: bool) -> Result<(Box<dyn Io>, InFlight, Target), UpstreamError> {
-        let mut attempts = Attempts::of(self);
+    async fn open(
+        &self,
+        to: &Destination,
+        http1: bool,
+    ) -> Result<(Box<dyn Io>, InFlight, Target), UpstreamError> {
+        let mut attempts = Attempts::of(self, to, None);
         loop {
             let (flight, target) = attempts.next()?;
             let certificate = async || self.local.certificate().await;
             match self.local.upstreams.open(&target, http1, certificate).await {
                 Ok(server) => {
                     flight.answered();
+                    flight.judged(true);
                     return Ok((server, flight, target));
                 }
                 Err(error) => attempts.failed(&flight, error)?,
             }
-        }
-    }
-
-    /// A place on a connection to the first endpoint that takes one.
-    async fn reserve(&self, version: Version) -> Result<(Place, InFlight, Target), UpstreamError> {
-        let mut attempts = Attempts::of(self);
-        loop {
-            let (flight, target) = attempts.next()?;
-            let certificate = async || self.local.certificate().await;
-            let upstreams = &self.local.upstreams;
-            match upstreams.reserve(&target, version, certificate).await {
-                Ok(place) => return Ok((place, flight, target)),
-                Err(error) => attempts.failed(&flight, error)?,
-            }
-        }
-    }
-
-    async fn request(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        protocol: Protocol,
-    ) -> Response<Body> {
-        let started = Instant::now();
-        self.connection.request();
-        let version = request.version();
-        let local = self.local.clone();
-        let log = &local.shared.log;
-        let mut line = log.is_on().then(|| self.line(&request, protocol));
-        let grpc = message::is_grpc(&request);
-
-        let (mut response, peer, flight) = match self.forward(request).await {
-            Ok((response, flight, target)) => {
-                let peer = self.peer(flight.endpoint(), &target);
-                line = line.map(|line| line.reached(flight.endpoint().address, &peer));
-                (response, peer, Some(flight))
-            }
-            Err(error) => {
-                local.failed(DIRECTION, error.failure(), &error);
-                (message::failure(&error, grpc), self.unreached(), None)
-            }
-        };
-        message::response(&mut response, version);
-        let meters = local.meters(DIRECTION, peer);
-        let status = response.status();
-        let log = log.clone();
-        let ended = at_end(move || {
-            drop(flight);
-            meters.response(status, started.elapsed());
-            if let Some(line) = line {
-                log.request(&line, status, started.elapsed());
-            }
-        });
-        response.map(|body| body.until_end(ended))
-    }
-
-    /// Sends the request to the first endpoint that takes it.
-    async fn forward(
-        &self,
-        mut request: Request<Incoming>,
-    ) -> Result<(Response<Body>, InFlight, Target), UpstreamError> {
-        if request.method() == Method::CONNECT {
-            return Err(UpstreamError::ConnectMethod);
-        }
-        let upstreams = &self.local.upstreams;
-        if message::is_upgrade(&request) {
-            let (server, flight, target) = self.open(true).await?;
-            self.connection.reached(flight.endpoint(), &target, true);
-            message::for_plaintext(&mut request, target.address);
-            let response = upstreams
-                .upgrade(server, request, std::future::pending())
-                .await?;
-            return Ok((response, flight, target));
-        }
-        let (place, flight, target) = self.reserve(request.version()).await?;
-        self.connection.reached(flight.endpoint(), &target, false);
-        let mut request = request.map(Body::from);
-        if target.native_http {
-            message::for_mesh(&mut request, target.address);
-        } else {
-            message::for_plaintext(&mut request, target.address);
-        }
-        let certificate = async || self.local.certificate().await;
-        let sent = upstreams.send(place, &target, request, certificate).await;
-        match &sent {
-            // Its proxy answers quickly that nobody is there; that is no merit.
-            Ok(response) if message::is_failure(response) => flight.endpoint().failed(),
-            Err(error) if error.is_unsent() => flight.endpoint().failed(),
-            _ => flight.answered(),
-        }
-        Ok((sent?, flight, target))
-    }
-
-    fn pick(&self) -> Result<Arc<Endpoint>, UpstreamError> {
-        match &self.destination {
-            Destination::Address(endpoint) => Ok(endpoint.clone()),
-            Destination::OutOfReach(address) => Err(UpstreamError::OutOfReach(*address)),
-            Destination::Service(port) => balance::pick(&port.endpoints())
-                .cloned()
-                .ok_or(UpstreamError::NoEndpoints),
-        }
-    }
-
-    fn has_others(&self) -> bool {
-        match &self.destination {
-            Destination::Address(_) | Destination::OutOfReach(_) => false,
-            Destination::Service(port) => port.endpoints().len() > 1,
         }
     }
 
@@ -294,6 +202,19 @@ impl Outbound {
         }
     }
 
+    /// The service that was asked for, as a label.
+    fn service(&self) -> &str {
+        match &self.destination {
+            Destination::Service(port) => &port.service,
+            Destination::Address(_) | Destination::OutOfReach(_) => "none",
+        }
+    }
+
+    fn count_timeout(&self, which: Timeout) {
+        let metrics = &self.local.shared.metrics;
+        metrics.timed_out(&self.local.name, self.service(), which.as_str());
+    }
+
     /// The label of a request that reached no endpoint.
     fn unreached(&self) -> Peer {
         Peer {
@@ -308,15 +229,21 @@ impl Outbound {
             tls: false,
         }
     }
+}
 
-    fn line(&self, request: &Request<Incoming>, protocol: Protocol) -> RequestLine {
-        RequestLine::new(
-            DIRECTION,
-            &self.local.name,
-            self.client,
-            request,
-            protocol,
-            self.to.0,
-        )
+fn pick(to: &Destination, avoid: Option<&Endpoint>) -> Result<InFlight, UpstreamError> {
+    match to {
+        Destination::Address(endpoint) => Ok(endpoint.begin()),
+        Destination::OutOfReach(address) => Err(UpstreamError::OutOfReach(*address)),
+        Destination::Service(port) => {
+            balance::pick(&port.endpoints(), avoid).ok_or(UpstreamError::NoEndpoints)
+        }
+    }
+}
+
+fn has_others(to: &Destination) -> bool {
+    match to {
+        Destination::Address(_) | Destination::OutOfReach(_) => false,
+        Destination::Service(port) => port.endpoints().len() > 1,
     }
 }

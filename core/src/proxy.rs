@@ -9,7 +9,7 @@ use crate::directory::{Directory, Transport};
 use crate::identity::{Identities, Trust};
 use crate::local::Local;
 use crate::ready::{Readiness, ReadyGuard};
-use crate::telemetry::{AccessLog, Connections, Metrics};
+use crate::telemetry::{AccessLog, Connections, Metrics, expose_endpoints};
 use crate::{inbound, outbound, runtime};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -106,8 +106,10 @@ impl Proxy {
             .map_err(Error::Config)?;
         let workers = runtime::workers(&args);
         let metrics = Arc::new(Metrics::new(mode, workers));
+        let directory = Arc::default();
+        expose_endpoints(metrics.registry(), &directory);
         let shared = Arc::new(Shared {
-            directory: Arc::default(),
+            directory,
             control: control.clone(),
             identities: Identities::new(control.clone(), trust, metrics.clone()),
             metrics,

@@ -7,6 +7,7 @@ pub mod app;
 mod checks;
 pub mod http;
 pub mod load;
+pub mod moody;
 pub mod opaque;
 
 pub use checks::Checks;
@@ -124,7 +125,7 @@ impl Mesh {
         self.count(pod, "duet_policy_decisions_total", &labels)
     }
 
-    fn count(&self, pod: &str, metric: &str, labels: &[String]) -> u64 {
+    pub fn count(&self, pod: &str, metric: &str, labels: &[String]) -> u64 {
         let (_, metrics) = self.proxy(pod).get(Endpoint::Metrics, "/metrics").unwrap();
         metrics
             .lines()

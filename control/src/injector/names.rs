@@ -40,6 +40,16 @@ pub const OPAQUE_PORTS: &str = "duet.dev/opaque-ports";
 /// beside their own.
 pub const REACH: &str = "duet.dev/reach";
 
+/// Annotation of a service: "consecutive=5, minBackoff=2s", or "off": when an endpoint
+/// is left out because it fails.
+pub const FAILURE_ACCRUAL: &str = "duet.dev/failure-accrual";
+/// Annotations of a service: "request=10s, eachTry=1s"; "attempts=2, methods=any";
+/// "percent=20, perSecond=10": how long its requests may take, which are tried again,
+/// and how many.
+pub const TIMEOUTS: &str = "duet.dev/timeouts";
+pub const RETRY: &str = "duet.dev/retry";
+pub const RETRY_BUDGET: &str = "duet.dev/retry-budget";
+
 /// What kubectl shows and enters when it is not told which container.
 pub const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 /// A static pod's image in the API. Nothing that is done to it reaches the pod.

@@ -7,15 +7,19 @@
 //! quietly ignores `mtsl: strict` is worse than one that does not start.
 
 mod policy;
+mod route;
+mod traffic;
 
 use super::Rejected;
 use crate::state::{Backends, MeshState, key};
 use duet_core::api::{Endpoint, MeshProtocol, Mtls, Service, ServicePort, Workload};
 use policy::{PolicyEntry, ProbeEntry};
+use route::RouteEntry;
 use serde::Deserialize;
 use serde_saphyr::{Error, Spanned};
 use std::collections::HashMap;
 use std::net::IpAddr;
+use traffic::{AccrualEntry, BudgetEntry, RetryEntry, TimeoutsEntry};
 
 /// Trust domain of a file that names none.
 pub const DEFAULT_TRUST_DOMAIN: &str = "duet.local";
@@ -108,6 +112,12 @@ struct ServiceEntry {
     ports: Vec<PortEntry>,
     #[serde(default)]
     workloads: Vec<Text>,
+    failure_accrual: Option<AccrualEntry>,
+    timeouts: Option<TimeoutsEntry>,
+    retry: Option<RetryEntry>,
+    retry_budget: Option<BudgetEntry>,
+    #[serde(default)]
+    routes: Vec<RouteEntry>,
 }
 
 #[derive(Deserialize)]
@@ -130,6 +140,15 @@ struct Reading {
     mistakes: Vec<Mistake>,
     /// Whose an address is, "workload default/web-0", and on which line.
     addresses: HashMap<IpAddr, (String, u64)>,
+    /// Backends of routes, whose services may come later in the file.
+    backends: Vec<NamedBackend>,
+}
+
+struct NamedBackend {
+    field: String,
+    line: u64,
+    service: String,
+    port: String,
 }
 
 // === impl Reading ===
@@ -177,6 +196,7 @@ impl Reading {
                 }
             }
         }
+        self.check_backends(&state);
         self.policies(&file.policies, &mut state);
         state
     }
@@ -290,12 +310,22 @@ impl Reading {
             }
             ports.push(port);
         }
-        Service {
+        let accrual = entry.failure_accrual.as_ref();
+        let failure_accrual =
+            accrual.map(|said| self.accrual(&format!("{field}.failureAccrual"), said));
+        let mut service = Service {
             namespace,
             name,
             addresses,
             ports,
-        }
+            failure_accrual,
+            timeouts: self.timeouts(&format!("{field}.timeouts"), entry.timeouts.as_ref()),
+            retry: self.retry(&format!("{field}.retry"), entry.retry.as_ref()),
+            retry_budget: self.budget(&format!("{field}.retryBudget"), entry.retry_budget.as_ref()),
+            routes: Vec::new(),
+        };
+        service.routes = self.routes(&format!("{field}.routes"), &entry.routes, &service);
+        service
     }
 
     /// Port 0 stands for one that was reported.

@@ -413,3 +413,156 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn failure_accrual_is_read_or_refused() {
+    let with = |said: &str| {
+        let from = "  - name: web\n    addresses: [10.96.0.10]\n";
+        GOOD.replacen(from, &format!("{from}    failureAccrual: {said}\n"), 1)
+    };
+    let said = with("{ consecutive: 5, successPercent: 80, window: 30s, minBackoff: 500ms }");
+    let state = parse("mesh.yaml", &said).unwrap();
+    let accrual = state.services["default/web"].failure_accrual.unwrap();
+    assert_eq!((accrual.consecutive, accrual.success_percent), (5, 80));
+    assert_eq!((accrual.window_ms, accrual.min_backoff_ms), (30_000, 500));
+    assert!(!accrual.off);
+    for (said, remedy) in [
+        ("{ consecutive: 0 }", "failureAccrual.consecutive"),
+        ("{ successPercent: 101 }", "from 1 to 100"),
+        ("{ maxBackoff: 60 }", "as 250ms, 10s"),
+        ("{ off: yes }", "write one of false, true"),
+        ("{ on: true }", "unknown field `on`"),
+    ] {
+        let problem = refused(&with(said));
+        assert!(problem.contains(remedy), "{said}: {problem}");
+    }
+}
+
+/// `GOOD` with further lines of its service, and a second service.
+fn with_traffic(said: &str) -> String {
+    let from = "  - name: web\n    addresses: [10.96.0.10]\n";
+    let canary = "  - name: canary\n    addresses: [10.96.0.11]\n    ports: [{ port: 80 }]\n";
+    let good = GOOD.replacen(from, &format!("{from}{said}"), 1);
+    format!("{good}{canary}")
+}
+
+#[test]
+fn times_retries_and_routes_are_read() {
+    use duet_core::api::{StatusRange, route_match, value_match};
+    let said = "    timeouts: { request: 10s, eachTry: 1s, idle: 1m }
+    retry: { attempts: 2, statuses: [503, 500-501], grpc: [unavailable], methods: any }
+    retryBudget: { percent: 10 }
+    routes:
+      - name: canary
+        ports: [80]
+        hosts: [shop.example]
+        match:
+          - { pathPrefix: /api, method: GET, headers: { X-Canary: \"yes\" } }
+        requestHeaders: { set: { x-from: mesh }, remove: [x-old] }
+        rewrite: { prefix: / }
+        backends:
+          - { service: web, port: 80, weight: 9 }
+          - { service: default/canary, port: 80 }
+      - name: moved
+        match: [{ path: /old, queryExpressions: { v: \"[0-9]+\" } }]
+        redirect: { scheme: https, status: 308 }
+";
+    let state = parse("mesh.yaml", &with_traffic(said)).unwrap();
+    let web = &state.services["default/web"];
+    let times = web.timeouts.unwrap();
+    assert_eq!((times.request_ms, times.try_ms), (10_000, 1000));
+    assert_eq!((times.head_ms, times.idle_ms), (0, 60_000));
+    let retry = web.retry.as_ref().unwrap();
+    assert_eq!((retry.attempts, retry.any_method), (2, true));
+    let range = |first, last| StatusRange { first, last };
+    assert_eq!(retry.statuses, [range(503, 503), range(500, 501)]);
+    assert_eq!(retry.grpc_statuses, [14]);
+    let budget = web.retry_budget.unwrap();
+    assert_eq!((budget.percent, budget.per_second), (Some(10), None));
+    let [canary, moved] = web.routes.as_slice() else {
+        panic!("{:?}", web.routes)
+    };
+    assert_eq!(canary.ports, [80]);
+    let one = &canary.matches[0];
+    assert_eq!(one.path, Some(route_match::Path::Prefix("/api".into())));
+    assert_eq!(one.headers[0].name, "x-canary");
+    let yes = value_match::Value::Exact("yes".into());
+    assert_eq!(one.headers[0].value, Some(yes));
+    let backends: Vec<_> = canary
+        .backends
+        .iter()
+        .map(|one| (one.service.as_str(), one.weight))
+        .collect();
+    assert_eq!(backends, [("default/web", 9), ("default/canary", 1)]);
+    let change = canary.request_headers.as_ref().unwrap();
+    assert_eq!(change.set[0].value, "mesh");
+    assert_eq!(moved.redirect.as_ref().unwrap().status, 308);
+}
+
+#[test]
+fn what_is_wrong_about_traffic_is_told_with_a_remedy() {
+    let route = |said: &str| format!("    routes: [{{ name: a, {said} }}]\n");
+    for (said, told) in [
+        (
+            "    timeouts: { request: 10 }\n".to_owned(),
+            "as 250ms, 10s",
+        ),
+        (
+            "    timeouts: { try: 1s }\n".to_owned(),
+            "unknown field `try`",
+        ),
+        ("    retry: { attempts: 11 }\n".to_owned(), "from 0 to 10"),
+        (
+            "    retry: { attempts: 1, statuses: [200] }\n".to_owned(),
+            "from 400 to 599",
+        ),
+        (
+            "    retry: { attempts: 1, grpc: [ok] }\n".to_owned(),
+            "write one of cancelled",
+        ),
+        (
+            "    retryBudget: { percent: 101 }\n".to_owned(),
+            "from 0 to 100",
+        ),
+        (route("ports: [81]"), "the service has no port 81"),
+        (route("hosts: [\"a:80\"]"), "without a port"),
+        (route("match: [{ path: a }]"), "begin it with /"),
+        (
+            route("match: [{ path: /a, pathPrefix: /b }]"),
+            "more than one path",
+        ),
+        (
+            route("match: [{ pathExpression: \"(\" }]"),
+            "regular expression",
+        ),
+        (route("match: [{ method: get }]"), "upper case"),
+        (route("match: [{ headers: { Host: x } }]"), "proxy's own"),
+        (
+            route("backends: [{ service: nobody, port: 80 }]"),
+            "there is no service default/nobody",
+        ),
+        (
+            route("backends: [{ service: canary, port: 81 }]"),
+            "has no port 81",
+        ),
+        (
+            route("backends: [{ service: canary, port: 80, weight: -1 }]"),
+            "from 0 to 1000000",
+        ),
+        (
+            route("match: [{ path: /a }], rewrite: { prefix: /b }"),
+            "pathPrefix",
+        ),
+        (
+            route("redirect: {}, backends: [{ service: canary, port: 80 }]"),
+            "leave one of them out",
+        ),
+        (
+            "    routes: [{ name: a }, { name: a }]\n".to_owned(),
+            "given twice",
+        ),
+    ] {
+        let problem = refused(&with_traffic(&said));
+        assert!(problem.contains(told), "{said}: {problem}");
+    }
+}

@@ -58,6 +58,7 @@ fn services() -> impl Strategy<Value = Vec<(Service, Backends)>> {
                             .collect(),
                         ..ServicePort::default()
                     }],
+                    ..Service::default()
                 };
                 (service, backends)
             })

@@ -1,3 +1,5 @@
+use super::deadline::Deadline;
+use super::replay::Replayed;
 use crate::admission::Admitted;
 use crate::upstream::UpstreamError;
 use bytes::Bytes;
@@ -9,7 +11,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 /// Why a body ended before its time.
-type Failed = Box<dyn Error + Send + Sync>;
+pub(super) type Failed = Box<dyn Error + Send + Sync>;
+/// What a body gives when it is asked for its next frame.
+pub(super) type Polled = Poll<Option<Result<Frame<Bytes>, Failed>>>;
 
 /// A request's or response's body on its way through. What is attached to it with
 /// [`Body::until_end`] lives until its last byte has gone by.
@@ -17,12 +21,26 @@ pub struct Body {
     source: Source,
     held: Option<Box<dyn Send>>,
     admitted: Option<Box<Admitted>>,
+    on_end: Option<OnEnd>,
+    deadline: Option<Box<Deadline>>,
 }
+
+/// How a body ended.
+pub enum End<'a> {
+    /// With these trailers, if any.
+    Whole(Option<&'a http::HeaderMap>),
+    Failed,
+}
+
+type OnEnd = Box<dyn FnOnce(End<'_>) + Send>;
 
 enum Source {
     Full(Option<Bytes>),
     Hyper(Incoming),
     H2(RecvStream),
+    Replayed(Box<Replayed>),
+    #[cfg(test)]
+    Pieces(tokio::sync::mpsc::Receiver<Bytes>),
 }
 
 impl Body {
@@ -37,6 +55,25 @@ impl Body {
     /// What comes on an HTTP/2 stream, which `held` is let go of with.
     pub fn streamed(stream: RecvStream, held: impl Send + 'static) -> Self {
         Self::from(stream).until_end(held)
+    }
+
+    /// What a request's body was, once more.
+    pub fn replayed(body: Replayed) -> Self {
+        Self::from(Source::Replayed(Box::new(body)))
+    }
+
+    #[cfg(test)]
+    pub fn pieces(pieces: tokio::sync::mpsc::Receiver<Bytes>) -> Self {
+        Self::from(Source::Pieces(pieces))
+    }
+
+    /// Ends when it is too late.
+    pub fn until(mut self, deadline: Deadline) -> Self {
+        // What has ended already was in time.
+        if !self.is_end_stream() {
+            self.deadline = Some(Box::new(deadline));
+        }
+        self
     }
 
     /// Fails as soon as what it belongs to is admitted no more.
@@ -56,7 +93,41 @@ impl Body {
         self
     }
 
-    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failed>>> {
+    /// Tells how it ended, unless nobody wanted to know.
+    pub fn on_end(mut self, tell: impl FnOnce(End<'_>) + Send + 'static) -> Self {
+        self.on_end = Some(Box::new(tell));
+        self
+    }
+
+    fn poll_in_time(&mut self, cx: &mut Context<'_>) -> Polled {
+        let polled = self.poll_source(cx);
+        let Some(deadline) = &mut self.deadline else {
+            return polled;
+        };
+        if let Poll::Ready(Some(Ok(_))) = &polled {
+            deadline.moved();
+        }
+        if polled.is_ready() {
+            return polled;
+        }
+        deadline.poll(cx)
+    }
+
+    fn tell(&mut self, frame: Option<&Result<Frame<Bytes>, Failed>>) {
+        let end = match frame {
+            None => End::Whole(None),
+            Some(Err(_)) => End::Failed,
+            Some(Ok(frame)) => match frame.trailers_ref() {
+                Some(trailers) => End::Whole(Some(trailers)),
+                None => return,
+            },
+        };
+        if let Some(tell) = self.on_end.take() {
+            tell(end);
+        }
+    }
+
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Polled {
         let frame = match &mut self.source {
             Source::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Source::Hyper(incoming) => {
@@ -74,6 +145,9 @@ impl Body {
                     Err(error) => Some(Err(error.into())),
                 },
             },
+            Source::Replayed(replayed) => ready!(replayed.poll_frame(cx)),
+            #[cfg(test)]
+            Source::Pieces(pieces) => ready!(pieces.poll_recv(cx)).map(|it| Ok(Frame::data(it))),
         };
         Poll::Ready(frame)
     }
@@ -92,6 +166,8 @@ impl From<Source> for Body {
             source,
             held: None,
             admitted: None,
+            on_end: None,
+            deadline: None,
         }
     }
 }
@@ -122,8 +198,16 @@ impl http_body::Body for Body {
         {
             return Poll::Ready(Some(Err(this.cut(reason))));
         }
-        match this.poll_source(cx) {
+        let polled = match &mut this.deadline {
+            Some(deadline) if deadline.is_over() => Poll::Ready(None),
+            None => this.poll_source(cx),
+            Some(_) => this.poll_in_time(cx),
+        };
+        match polled {
             Poll::Ready(frame) => {
+                if this.on_end.is_some() {
+                    this.tell(frame.as_ref());
+                }
                 if frame.is_none() {
                     this.held = None;
                     this.admitted = None;
@@ -145,6 +229,9 @@ impl http_body::Body for Body {
             Source::Full(bytes) => bytes.is_none(),
             Source::Hyper(incoming) => incoming.is_end_stream(),
             Source::H2(stream) => stream.is_end_stream(),
+            Source::Replayed(replayed) => replayed.is_end_stream(),
+            #[cfg(test)]
+            Source::Pieces(pieces) => pieces.is_closed() && pieces.is_empty(),
         }
     }
 
@@ -155,6 +242,11 @@ impl http_body::Body for Body {
             }
             Source::Hyper(incoming) => incoming.size_hint(),
             Source::H2(_) => SizeHint::default(),
+            Source::Replayed(replayed) => replayed
+                .exact_size()
+                .map_or_else(SizeHint::default, SizeHint::with_exact),
+            #[cfg(test)]
+            Source::Pieces(_) => SizeHint::default(),
         }
     }
 }

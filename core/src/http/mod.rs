@@ -2,15 +2,21 @@
 //! the proxy makes itself, and serving a client's connection.
 
 mod body;
+mod classify;
+mod deadline;
 mod headers;
 pub mod limits;
+mod replay;
 mod serve;
 mod synthesize;
 
-pub use body::Body;
+pub use body::{Body, End};
+pub use classify::{Verdict, blames_server, grpc_status, verdict};
+pub use deadline::{Deadline, Timeout, grpc_timeout};
 pub use headers::{
     APP_PROTOCOL, DESTINATION, for_application, for_mesh, for_plaintext, is_upgrade, name_client,
     response,
 };
+pub use replay::Replay;
 pub use serve::{HEADER_TIMEOUT, serve};
 pub use synthesize::{failure, is_failure, is_grpc};

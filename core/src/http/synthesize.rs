@@ -2,14 +2,13 @@
 //! and why, there is no answer from the server; `duet-proxy-error` tells a person.
 
 use super::Body;
+use super::classify::{
+    GRPC_DEADLINE_EXCEEDED, GRPC_PERMISSION_DENIED, GRPC_UNAVAILABLE, GRPC_UNIMPLEMENTED,
+    grpc_status,
+};
 use crate::upstream::UpstreamError;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
 use http::{HeaderValue, Request, Response, StatusCode};
-
-/// <https://grpc.github.io/grpc/core/md_doc_statuscodes.html>
-const GRPC_UNAVAILABLE: &str = "14";
-const GRPC_DEADLINE_EXCEEDED: &str = "4";
-const GRPC_PERMISSION_DENIED: &str = "7";
 
 /// Why the proxy, and not the server, answers.
 const PROXY_ERROR: HeaderName = HeaderName::from_static("duet-proxy-error");
@@ -19,15 +18,13 @@ const PROXY_ERROR: HeaderName = HeaderName::from_static("duet-proxy-error");
 pub fn is_failure<B>(response: &Response<B>) -> bool {
     let headers = response.headers();
     let refused = response.status() == StatusCode::FORBIDDEN
-        || headers
-            .get("grpc-status")
-            .is_some_and(|status| status == GRPC_PERMISSION_DENIED);
+        || grpc_status(headers) == Some(GRPC_PERMISSION_DENIED);
     headers.contains_key(PROXY_ERROR) && !refused
 }
 
 pub fn failure(error: &UpstreamError, grpc: bool) -> Response<Body> {
     let status = match error {
-        UpstreamError::ConnectTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
+        UpstreamError::ConnectTimeout(_) | UpstreamError::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
         UpstreamError::NoEndpoints
         | UpstreamError::NotReady(_)
         | UpstreamError::Unknown(_)
@@ -36,6 +33,8 @@ pub fn failure(error: &UpstreamError, grpc: bool) -> Response<Body> {
             StatusCode::FORBIDDEN
         }
         UpstreamError::NotLocal(_) => StatusCode::MISDIRECTED_REQUEST,
+        UpstreamError::NoRoute => StatusCode::NOT_FOUND,
+        UpstreamError::NoBackend(_) => StatusCode::INTERNAL_SERVER_ERROR,
         UpstreamError::ConnectMethod => StatusCode::NOT_IMPLEMENTED,
         UpstreamError::Handshake { .. }
         | UpstreamError::Identity { .. }
@@ -50,12 +49,13 @@ pub fn failure(error: &UpstreamError, grpc: bool) -> Response<Body> {
         let code = match status {
             StatusCode::GATEWAY_TIMEOUT => GRPC_DEADLINE_EXCEEDED,
             StatusCode::FORBIDDEN => GRPC_PERMISSION_DENIED,
+            StatusCode::NOT_FOUND => GRPC_UNIMPLEMENTED,
             _ => GRPC_UNAVAILABLE,
         };
         let mut response = Response::new(Body::empty());
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from_static(code));
+        headers.insert("grpc-status", HeaderValue::from(u16::from(code)));
         headers.insert("grpc-message", header(&reason));
         response
     } else {

@@ -400,6 +400,7 @@ impl<S: Abort> Abort for Counted<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::breaker::Accrual;
     use crate::directory;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -450,7 +451,7 @@ mod tests {
         let entry = open(&all, "shop/web-0", Direction::Outbound);
         let endpoint = |at: &str, name: Option<&str>| {
             let name = name.map(|name| name.parse().unwrap());
-            Arc::new(Endpoint::new(at.parse().unwrap(), name))
+            Arc::new(Endpoint::new(at.parse().unwrap(), name, Accrual::default()))
         };
         let meshed = endpoint("10.0.0.2:8080", Some("shop/cart-0"));
         let identity = Identity::new("duet.local", "shop", "cart");

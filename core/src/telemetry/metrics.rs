@@ -7,7 +7,7 @@
 
 use crate::capture::{Direction, WorkloadName};
 use crate::identity::Identity;
-use crate::telemetry::decisions::Decisions;
+use crate::telemetry::labelled::Labelled;
 use dashmap::DashMap;
 use http::StatusCode;
 use parking_lot::RwLock;
@@ -40,7 +40,10 @@ pub struct Metrics {
     received: IntCounterVec,
     failures: IntCounterVec,
     detect_timeouts: IntCounterVec,
-    decisions: Decisions,
+    decisions: Labelled,
+    routed: Labelled,
+    retries: Labelled,
+    timeouts: Labelled,
     certificate_expiry: GaugeVec,
     certify_failures: IntCounter,
     workloads: IntGauge,
@@ -68,10 +71,12 @@ pub enum Failure {
     NotLocal,
     OutOfReach,
     Policy,
+    Timeout,
+    NoRoute,
 }
 
 impl Failure {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 13] = [
         Self::OriginalDestination,
         Self::NoEndpoints,
         Self::Connect,
@@ -83,6 +88,8 @@ impl Failure {
         Self::NotLocal,
         Self::OutOfReach,
         Self::Policy,
+        Self::Timeout,
+        Self::NoRoute,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -98,6 +105,8 @@ impl Failure {
             Self::NotLocal => "not_local",
             Self::OutOfReach => "out_of_reach",
             Self::Policy => "policy",
+            Self::Timeout => "timeout",
+            Self::NoRoute => "no_route",
         }
     }
 }
@@ -221,7 +230,36 @@ impl Metrics {
         registry.register(Box::new(process)).expect("unique");
 
         Self {
-            decisions: Decisions::new(&registry),
+            decisions: Labelled::new(
+                &registry,
+                "duet_policy_decisions_total",
+                "What clients asked for and a policy decided, by policy (\"none\": none of \
+                 those that select the workload matched) and decision (allow, deny, audit).",
+                ["policy", "decision"],
+            ),
+            routed: Labelled::new(
+                &registry,
+                "duet_route_requests_total",
+                "Requests to services that have routes, time-outs or retries, by the route that \
+                 they fell under (\"default\": the service has none; \"none\": none matched, and \
+                 they were refused).",
+                ["service", "route"],
+            ),
+            retries: Labelled::new(
+                &registry,
+                "duet_retries_total",
+                "Tries after the first (retried), and what became of requests that were or \
+                 should have been retried: succeeded, failed, budget_exhausted, body_too_long, \
+                 pushed_back, no_time.",
+                ["service", "result"],
+            ),
+            timeouts: Labelled::new(
+                &registry,
+                "duet_timeouts_total",
+                "Requests that were ended because a time was over, by which one: request, try, \
+                 response_head, idle.",
+                ["service", "kind"],
+            ),
             registry,
             series: DashMap::new(),
             responses,
@@ -294,7 +332,9 @@ impl Metrics {
             meters.remove_from(self);
             false
         });
-        self.decisions.forget(local, |_| false);
+        for all in [&self.decisions, &self.routed, &self.retries, &self.timeouts] {
+            all.forget(local, |_| false);
+        }
         for direction in [Direction::Inbound, Direction::Outbound] {
             let labels = [direction.as_str(), local.namespace(), local.name()];
             let _ = self.detect_timeouts.remove_label_values(&labels);
@@ -319,6 +359,18 @@ impl Metrics {
     pub fn detection_timed_out(&self, direction: Direction, local: &WorkloadName) {
         let labels = [direction.as_str(), local.namespace(), local.name()];
         self.detect_timeouts.with_label_values(&labels).inc();
+    }
+
+    pub fn routed(&self, local: &WorkloadName, service: &str, route: &str) {
+        self.routed.counter(local, service, route).inc();
+    }
+
+    pub fn retry(&self, local: &WorkloadName, service: &str, result: &str) {
+        self.retries.counter(local, service, result).inc();
+    }
+
+    pub fn timed_out(&self, local: &WorkloadName, service: &str, kind: &str) {
+        self.timeouts.counter(local, service, kind).inc();
     }
 
     /// Of a policy about a workload.

@@ -3,12 +3,14 @@
 
 mod access_log;
 pub mod connections;
-mod decisions;
+mod endpoints;
+mod labelled;
 mod metrics;
 pub mod tap;
 
 pub use access_log::{AccessLog, ConnectionLine, RequestLine};
 pub use connections::Connections;
+pub use endpoints::expose_endpoints;
 pub use metrics::{Failure, Meters, Metrics, Peer};
 
 /// Runs `f` when dropped: what is to be told when something is over.

@@ -14,7 +14,7 @@ pub use tunnel::{Tunnel, send_body};
 use crate::capture::{Direction, Kernel, MESH_PORT, WorkloadName};
 use crate::detect::Protocol;
 use crate::directory::Transport;
-use crate::http::{self as message, Body};
+use crate::http::{self as message, Body, Timeout};
 use crate::identity::{Certificate, Identity, explain_handshake, unexpected_peer};
 use crate::relay::Abort;
 use crate::telemetry::connections::{self, Kind, Opened};
@@ -124,6 +124,14 @@ pub enum UpstreamError {
     },
     #[error("{0}")]
     Http(Arc<str>),
+    #[error("{0}")]
+    Timeout(Timeout),
+    /// The service has routes, and none is for this request.
+    #[error("no route of the service is for this request")]
+    NoRoute,
+    /// A route sends it to somebody whom discovery does not know.
+    #[error("the route has no backend: {0} is not known")]
+    NoBackend(Arc<str>),
     /// RFC 9110 §9.3.6: it asks for a tunnel of whoever it was sent to, and would ask
     /// the next proxy instead.
     #[error("CONNECT is not passed on")]
@@ -143,6 +151,8 @@ impl UpstreamError {
             Self::ConnectTimeout(_) => Failure::ConnectTimeout,
             Self::Handshake { .. } => Failure::Handshake,
             Self::Http(_) | Self::ConnectMethod => Failure::Upstream,
+            Self::Timeout(_) => Failure::Timeout,
+            Self::NoRoute | Self::NoBackend(_) => Failure::NoRoute,
         }
     }
 

@@ -20,6 +20,7 @@ mod route;
 mod service;
 mod standing;
 mod status;
+mod traffic;
 mod trouble;
 mod watch;
 

@@ -11,7 +11,7 @@ use super::namespace::Namespace;
 use super::objects::{Change, Index, Name, Objects};
 use super::pod::Pod;
 use super::policy::Policy;
-use super::route::{Route, Routes};
+use super::route::{self, Route, Routes};
 use super::service::{Backend, Condition, Port, Service, Slice};
 use super::status::Wanted;
 use super::watch::Kind;
@@ -85,8 +85,8 @@ impl Model {
             stale_services: BTreeSet::new(),
             stale_policies: BTreeSet::new(),
             selected: HashMap::new(),
-            http_routes: Routes::default(),
-            grpc_routes: Routes::default(),
+            http_routes: Routes::new(route::Kind::Http),
+            grpc_routes: Routes::new(route::Kind::Grpc),
             wanted: Wanted::default(),
             state: MeshState::new(trust_domain),
         }
@@ -193,10 +193,11 @@ impl Model {
     }
 
     pub fn route(&mut self, kind: Kind, change: Change<Route>) {
-        match kind {
+        let touched = match kind {
             Kind::GrpcRoutes => self.grpc_routes.hear(change),
             _ => self.http_routes.hear(change),
-        }
+        };
+        self.stale_services.extend(touched);
     }
 
     /// The mesh as all objects have it now.
@@ -363,6 +364,14 @@ impl Model {
                     app_protocol: port.app_protocol.clone(),
                     endpoints: self.endpoints(port, &slices),
                 })
+                .collect(),
+            failure_accrual: service.traffic.failure_accrual,
+            timeouts: service.traffic.timeouts,
+            retry: service.traffic.retry.clone(),
+            retry_budget: service.traffic.retry_budget,
+            routes: [&self.http_routes, &self.grpc_routes]
+                .into_iter()
+                .flat_map(|routes| routes.of(name, &self.services))
                 .collect(),
         };
         let backends = if plain {

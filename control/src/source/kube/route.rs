@@ -1,14 +1,18 @@
 //! HTTPRoutes and GRPCRoutes that have a Service as their parent.
 //!
-//! A proxy balances over the endpoints of the service that was asked for and knows of
-//! no other way. A route that says just that is accepted. For any other the status says
-//! what is not supported, field by field; it changes nothing. So what is read is the
-//! object as it is, and whatever is not known to be harmless is reported: a field that
-//! a later version of the API adds is not passed over in silence.
+//! A route is told to the proxies as a whole or not at all: what asks for something that
+//! they cannot do changes nothing, and its status says what that is, field by field
+//! ([`read`]). A backend that is not there, or may not be named, is another matter: its
+//! part of the requests is refused, as Gateway API has it.
+
+mod read;
+
+pub use read::Kind;
 
 use super::objects::{Change, Index, Name, Objects};
 use super::service::Service;
 use super::status::{Writing, condition, find};
+use duet_core::api;
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -20,14 +24,16 @@ pub const CONTROLLER: &str = "duet.dev/control";
 pub struct Route {
     generation: i64,
     resource_version: String,
+    /// As the API writes it, which sorts by age.
+    created: String,
     spec: Value,
     /// `status.parents`, everybody's.
     parents: Vec<Value>,
 }
 
 /// The routes of one kind, and which of them are to be judged again.
-#[derive(Default)]
 pub struct Routes {
+    kind: Kind,
     objects: Objects<Route>,
     /// The routes that name a service.
     naming: Index<Name>,
@@ -52,6 +58,11 @@ impl Route {
         Self {
             generation: route.metadata.generation.unwrap_or_default(),
             resource_version: route.metadata.resource_version.unwrap_or_default(),
+            created: route
+                .metadata
+                .creation_timestamp
+                .map(|time| time.0.to_string())
+                .unwrap_or_default(),
             spec,
             parents: parents
                 .and_then(Value::as_array)
@@ -75,8 +86,7 @@ impl Route {
     }
 
     /// What `status.parents` should be; `None` if it is.
-    fn judged(&self, name: &str, services: &Objects<Service>) -> Option<Writing> {
-        let namespace = name.split_once('/').map_or("", |(namespace, _)| namespace);
+    fn judged(&self, kind: Kind, name: &str, services: &Objects<Service>) -> Option<Writing> {
         let ours = |entry: &&Value| entry["controllerName"] == CONTROLLER;
         let others = self.parents.iter().filter(|entry| !ours(entry));
         let mut wanted: Vec<Value> = others.cloned().collect();
@@ -86,7 +96,7 @@ impl Route {
                 .into_iter()
                 .find(|entry| entry["parentRef"] == *parent);
             let known = known.map_or(&Value::Null, |entry| &entry["conditions"]);
-            let verdict = self.judge(parent, namespace, services);
+            let verdict = self.judge(kind, parent, name, services);
             let conditions = [
                 ("Accepted", &verdict.accepted),
                 ("ResolvedRefs", &verdict.resolved),
@@ -121,19 +131,59 @@ impl Route {
         })
     }
 
-    fn judge(&self, parent: &Value, namespace: &str, services: &Objects<Service>) -> Verdict {
+    /// What it says of the requests to `service`.
+    fn told(
+        &self,
+        kind: Kind,
+        name: &str,
+        service: &Name,
+        services: &Objects<Service>,
+    ) -> Vec<api::Route> {
+        let namespace = name.split_once('/').map_or("", |(namespace, _)| namespace);
+        let mut all = Vec::new();
+        for parent in self.services() {
+            if name_of(parent, namespace) != *service {
+                continue;
+            }
+            let port = parent["port"].as_u64();
+            for mut route in self
+                .accepted(kind, parent, name, services)
+                .unwrap_or_default()
+            {
+                route.ports = port
+                    .and_then(|port| u32::try_from(port).ok())
+                    .into_iter()
+                    .collect();
+                all.push(route);
+            }
+        }
+        all
+    }
+
+    fn judge(
+        &self,
+        kind: Kind,
+        parent: &Value,
+        name: &str,
+        services: &Objects<Service>,
+    ) -> Verdict {
+        let namespace = name.split_once('/').map_or("", |(namespace, _)| namespace);
         Verdict {
-            accepted: self.accepted(parent, namespace, services),
+            accepted: self.accepted(kind, parent, name, services).map(drop),
             resolved: self.resolved(namespace, services),
         }
     }
 
     fn accepted(
         &self,
+        kind: Kind,
         parent: &Value,
-        namespace: &str,
+        own_name: &str,
         services: &Objects<Service>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Vec<api::Route>, Refusal> {
+        let namespace = own_name
+            .split_once('/')
+            .map_or("", |(namespace, _)| namespace);
         let name = name_of(parent, namespace);
         let no_parent = |problem: String| Err(("NoMatchingParent", problem));
         let Some(service) = services.get(&name) else {
@@ -155,41 +205,16 @@ impl Route {
         if !is_absent(&parent["sectionName"]) {
             return Err(unsupported("spec.parentRefs: sectionName"));
         }
-        let ports: BTreeSet<u64> = match parent["port"].as_u64() {
-            Some(port) => [port].into(),
-            None => service.ports.iter().map(|port| port.port.into()).collect(),
+        let known = |port: u64| {
+            let mut ports = service.ports.iter();
+            ports.any(|known| u64::from(known.port) == port)
         };
-        let known = |port: &u64| {
-            service
-                .ports
-                .iter()
-                .any(|known| u64::from(known.port) == *port)
-        };
-        if let Some(port) = ports.iter().find(|port| !known(port)) {
+        if let Some(port) = parent["port"].as_u64()
+            && !known(port)
+        {
             return no_parent(format!("Service {name} has no TCP port {port}"));
         }
-        for (field, value) in self.spec.as_object().into_iter().flatten() {
-            if !["parentRefs", "rules"].contains(&&**field) && !is_absent(value) {
-                return Err(unsupported(&format!("spec.{field}")));
-            }
-        }
-        let rules = self.spec["rules"].as_array();
-        let rules = rules.filter(|rules| !rules.is_empty());
-        let Some(rules) = rules else {
-            return Err(unsupported(
-                "a route without rules, which refuses everything,",
-            ));
-        };
-        for (index, rule) in rules.iter().enumerate() {
-            rule_says_nothing(
-                rule,
-                &format!("spec.rules[{index}]"),
-                &name,
-                namespace,
-                &ports,
-            )?;
-        }
-        Ok(())
+        read::routes(kind, &self.spec, own_name, namespace)
     }
 
     fn resolved(&self, namespace: &str, services: &Objects<Service>) -> Result<(), Refusal> {
@@ -230,67 +255,6 @@ impl Route {
     }
 }
 
-/// Whether the rule asks for what happens anyway: everything goes to the endpoints of
-/// the service itself.
-fn rule_says_nothing(
-    rule: &Value,
-    field: &str,
-    parent: &Name,
-    namespace: &str,
-    ports: &BTreeSet<u64>,
-) -> Result<(), Refusal> {
-    for (name, value) in rule.as_object().into_iter().flatten() {
-        match &**name {
-            // Its name changes nothing, and these two are looked at below.
-            "name" | "matches" | "backendRefs" => {}
-            _ if is_absent(value) => {}
-            _ => return Err(unsupported(&format!("{field}.{name}"))),
-        }
-    }
-    let matches = rule["matches"].as_array().into_iter().flatten();
-    for (index, one) in matches.enumerate() {
-        for (name, value) in one.as_object().into_iter().flatten() {
-            // The API server's default.
-            let everything =
-                name == "path" && value["type"] == "PathPrefix" && value["value"] == "/";
-            if !everything && !is_absent(value) {
-                return Err(unsupported(&format!("{field}.matches[{index}].{name}")));
-            }
-        }
-    }
-    let field = format!("{field}.backendRefs");
-    let backends = rule["backendRefs"].as_array().map_or(&[][..], |all| all);
-    let [backend] = backends else {
-        return Err(unsupported(&match backends.len() {
-            0 => format!("{field}: a rule without backends, which refuses everything,"),
-            many => format!("{field}: splitting traffic between {many} backends"),
-        }));
-    };
-    let field = format!("{field}[0]");
-    for (name, value) in backend.as_object().into_iter().flatten() {
-        match &**name {
-            "group" | "kind" | "namespace" | "name" | "port" => {}
-            "weight" if value.as_u64() != Some(0) => {}
-            _ if is_absent(value) => {}
-            _ => return Err(unsupported(&format!("{field}.{name}"))),
-        }
-    }
-    if !is_service(backend) || name_of(backend, namespace) != *parent {
-        return Err(unsupported(&format!(
-            "{field}: another backend than the parent itself"
-        )));
-    }
-    if backend["port"]
-        .as_u64()
-        .is_none_or(|port| *ports != [port].into())
-    {
-        return Err(unsupported(&format!(
-            "{field}.port: another port than the parent's, or one for several,"
-        )));
-    }
-    Ok(())
-}
-
 fn unsupported(what: &str) -> Refusal {
     let problem = format!(
         "{what} is not supported, and the route has no effect: requests are balanced over the \
@@ -325,23 +289,49 @@ fn name_of(reference: &Value, namespace: &str) -> Name {
 // === impl Routes ===
 
 impl Routes {
-    pub fn hear(&mut self, change: Change<Route>) {
+    pub fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            objects: Objects::default(),
+            naming: Index::default(),
+            stale: BTreeSet::new(),
+        }
+    }
+
+    /// The services whose routes may be others now.
+    pub fn hear(&mut self, change: Change<Route>) -> BTreeSet<Name> {
+        let mut touched = BTreeSet::new();
         for (name, new) in self.objects.steps(change) {
             let namespace = name.split_once('/').map_or("", |(namespace, _)| namespace);
             let old = self.objects.set(&name, new);
             for service in old.iter().flat_map(|old| old.named(namespace)) {
                 self.naming.remove(&service, &name);
+                touched.insert(service);
             }
             let new = self.objects.get(&name);
             for service in new.iter().flat_map(|new| new.named(namespace)) {
+                touched.insert(service.clone());
                 self.naming.add(service, &name);
             }
             self.stale.insert(name);
         }
+        touched
     }
 
     pub fn service_changed(&mut self, service: &Name) {
         self.stale.extend(self.naming.get(service).cloned());
+    }
+
+    /// What is said of the requests to a service, the oldest first.
+    pub fn of(&self, service: &Name, services: &Objects<Service>) -> Vec<api::Route> {
+        let naming = self.naming.get(service);
+        let mut all: Vec<_> = naming
+            .filter_map(|name| Some((name, self.objects.get(name)?)))
+            .collect();
+        all.sort_by_key(|(name, route)| (&route.created, *name));
+        all.into_iter()
+            .flat_map(|(name, route)| route.told(self.kind, name, service, services))
+            .collect()
     }
 
     /// What is to be written of those that may have changed; `None` where nothing is.
@@ -352,7 +342,7 @@ impl Routes {
         let stale = std::mem::take(&mut self.stale).into_iter();
         stale.map(|name| {
             let route = self.objects.get(&name);
-            let writing = route.and_then(|route| route.judged(&name, services));
+            let writing = route.and_then(|route| route.judged(self.kind, &name, services));
             (name, writing)
         })
     }

@@ -59,7 +59,9 @@ fn all_to(name: &str) -> Value {
 
 /// Reason and message of Accepted and of ResolvedRefs.
 fn verdict(spec: Value) -> [(String, String); 2] {
-    let written = route(spec, json!({})).judged("ns/r", &services()).unwrap();
+    let written = route(spec, json!({}))
+        .judged(Kind::Http, "ns/r", &services())
+        .unwrap();
     assert_eq!(written.resource_version, "77");
     let parents = written.status["parents"].as_array().unwrap().clone();
     let last = parents.last().unwrap();
@@ -97,29 +99,50 @@ fn what_happens_anyway_is_accepted() {
 fn what_is_not_supported_is_named() {
     let with = |path: &str, value: Value| {
         let mut rule = all_to("web");
-        let (parent, key) = path.rsplit_once('/').unwrap();
-        rule.pointer_mut(parent).unwrap()[key] = value;
-        accepted(json!({ "parentRefs": [parent_of()], "rules": [rule] }))
+        let (parent_path, key) = path.rsplit_once('/').unwrap();
+        rule.pointer_mut(parent_path).unwrap()[key] = value;
+        accepted(json!({ "parentRefs": [parent("web")], "rules": [rule] }))
     };
-    fn parent_of() -> Value {
-        parent("web")
-    }
+    let mirror = json!([{ "type": "RequestMirror", "requestMirror": {} }]);
+    let replaced = json!([{ "type": "URLRewrite", "urlRewrite": {
+        "path": { "type": "ReplacePrefixMatch", "replacePrefixMatch": "/new" },
+    } }]);
+    let host = json!([{ "type": "RequestHeaderModifier", "requestHeaderModifier": {
+        "set": [{ "name": "Host", "value": "x" }],
+    } }]);
     for (path, value, named) in [
         (
-            "/matches/0/headers",
-            json!([{ "name": "a", "value": "b" }]),
-            "matches[0].headers",
+            "/matches/0/fromTheFuture",
+            json!(true),
+            "matches[0].fromTheFuture",
         ),
-        ("/matches/0/method", json!("GET"), "matches[0].method"),
-        ("/matches/0/path/value", json!("/api"), "matches[0].path"),
-        ("/matches/0/path/type", json!("Exact"), "matches[0].path"),
+        (
+            "/matches/0/path/type",
+            json!("Glob"),
+            "matches[0].path.type",
+        ),
+        (
+            "/matches/0/path",
+            json!({ "type": "RegularExpression", "value": "(" }),
+            "matches[0].path: ",
+        ),
         (
             "/filters",
-            json!([{ "type": "RequestRedirect" }]),
-            "filters",
+            mirror,
+            "filters[0]: the filter \"RequestMirror\"",
         ),
-        ("/timeouts", json!({ "request": "1s" }), "timeouts"),
-        ("/retry", json!({ "attempts": 2 }), "retry"),
+        ("/filters", host, "filters[0]: \"Host\""),
+        (
+            "/timeouts",
+            json!({ "request": "soon" }),
+            "timeouts.request: ",
+        ),
+        ("/timeouts", json!({ "other": "1s" }), "timeouts.other"),
+        (
+            "/retry",
+            json!({ "fromTheFuture": 2 }),
+            "retry.fromTheFuture",
+        ),
         (
             "/sessionPersistence",
             json!({ "type": "Cookie" }),
@@ -127,36 +150,9 @@ fn what_is_not_supported_is_named() {
         ),
         ("/fromTheFuture", json!(true), "fromTheFuture"),
         (
-            "/backendRefs/0/name",
-            json!("other"),
-            "backendRefs[0]: another backend",
-        ),
-        (
-            "/backendRefs/0/namespace",
-            json!("far"),
-            "backendRefs[0]: another backend",
-        ),
-        (
-            "/backendRefs/0/kind",
-            json!("Bucket"),
-            "backendRefs[0]: another backend",
-        ),
-        ("/backendRefs/0/port", json!(81), "backendRefs[0].port"),
-        ("/backendRefs/0/weight", json!(0), "backendRefs[0].weight"),
-        (
             "/backendRefs/0/filters",
             json!([{ "type": "x" }]),
             "backendRefs[0].filters",
-        ),
-        (
-            "/backendRefs",
-            json!([]),
-            "backendRefs: a rule without backends",
-        ),
-        (
-            "/backendRefs",
-            json!([{ "name": "web", "port": 80 }, { "name": "other", "port": 80 }]),
-            "backendRefs: splitting traffic between 2 backends",
         ),
     ] {
         let (reason, message) = with(path, value);
@@ -165,32 +161,161 @@ fn what_is_not_supported_is_named() {
             message.starts_with(&format!("spec.rules[0].{named}")),
             "{path}: {message}"
         );
-        assert!(message.contains("is not supported"), "{message}");
+        assert!(message.contains("no effect"), "{message}");
     }
-    let rules = || json!([all_to("web")]);
-    let (_, message) = accepted(json!({
-        "parentRefs": [parent("web")], "rules": rules(), "hostnames": ["example.org"],
-    }));
-    assert!(
-        message.starts_with("spec.hostnames is not supported"),
-        "{message}"
-    );
+    // With two matches nobody could tell which one is replaced.
+    let mut rule = all_to("web");
+    rule["filters"] = replaced;
+    rule["matches"] = json!([{ "path": { "value": "/a" } }, { "path": { "value": "/b" } }]);
+    let (_, message) = accepted(json!({ "parentRefs": [parent("web")], "rules": [rule] }));
+    assert!(message.contains("ReplacePrefixMatch"), "{message}");
+
     let (reason, _) = accepted(json!({ "parentRefs": [parent("web")] }));
     assert_eq!(reason, "UnsupportedValue");
     let (reason, message) = accepted(json!({
         "parentRefs": [{ "group": "", "kind": "Service", "name": "web", "namespace": "far" }],
-        "rules": rules(),
+        "rules": [all_to("web")],
     }));
     assert_eq!(reason, "UnsupportedValue");
     assert!(message.contains("of another namespace"), "{message}");
-    // A port of two stands for neither both nor the other.
-    let two = json!({ "backendRefs": [{ "name": "two", "port": 80 }] });
-    let (reason, message) = accepted(json!({ "parentRefs": [parent("two")], "rules": [two] }));
-    assert_eq!(reason, "UnsupportedValue");
-    assert!(
-        message.starts_with("spec.rules[0].backendRefs[0].port"),
-        "{message}"
+}
+
+fn told(kind: Kind, spec: Value) -> Vec<api::Route> {
+    route(spec, json!({})).told(kind, "ns/r", &"ns/web".into(), &services())
+}
+
+#[test]
+fn a_rule_is_told_as_it_is_written() {
+    use duet_core::api::{redirect, rewrite, route_match, value_match};
+    let mut at_port = parent("web");
+    at_port["port"] = json!(80);
+    let all = told(
+        Kind::Http,
+        json!({
+            "parentRefs": [at_port],
+            "hostnames": ["*.example"],
+            "rules": [{
+                "matches": [{
+                    "path": { "type": "PathPrefix", "value": "/api" },
+                    "method": "GET",
+                    "headers": [{ "name": "X-Canary", "value": "yes" }],
+                    "queryParams": [{ "name": "v", "type": "RegularExpression", "value": "[0-9]+" }],
+                }],
+                "filters": [
+                    { "type": "RequestHeaderModifier", "requestHeaderModifier": {
+                        "set": [{ "name": "a", "value": "b" }], "remove": ["c"],
+                    } },
+                    { "type": "URLRewrite", "urlRewrite": {
+                        "hostname": "new.example",
+                        "path": { "type": "ReplacePrefixMatch", "replacePrefixMatch": "/" },
+                    } },
+                ],
+                "timeouts": { "request": "10s", "backendRequest": "500ms" },
+                "retry": { "attempts": 2, "codes": [500, 503], "backoff": "100ms" },
+                "backendRefs": [
+                    { "name": "web", "port": 80, "weight": 90 },
+                    { "name": "other", "port": 80, "weight": 10 },
+                    { "name": "web", "namespace": "far", "port": 80 },
+                ],
+            }],
+        }),
     );
+    let [route] = all.as_slice() else {
+        panic!("{all:?}")
+    };
+    assert_eq!(route.name, "ns/r");
+    assert_eq!(
+        (&*route.ports, &*route.hosts),
+        (&[80][..], &["*.example".to_owned()][..])
+    );
+    let one = &route.matches[0];
+    assert_eq!(one.path, Some(route_match::Path::Prefix("/api".into())));
+    assert_eq!(
+        (one.method.as_str(), one.headers[0].name.as_str()),
+        ("GET", "x-canary")
+    );
+    let digits = value_match::Value::Expression("[0-9]+".into());
+    assert_eq!(one.query[0].value, Some(digits));
+    let backends: Vec<_> = route
+        .backends
+        .iter()
+        .map(|one| (one.service.as_str(), one.port, one.weight))
+        .collect();
+    // Who may not be named is nobody, and keeps its part.
+    assert_eq!(
+        backends,
+        [("ns/web", 80, 90), ("ns/other", 80, 10), ("", 80, 1)]
+    );
+    let times = route.timeouts.unwrap();
+    assert_eq!((times.request_ms, times.try_ms), (10_000, 500));
+    let retry = route.retry.as_ref().unwrap();
+    assert_eq!((retry.attempts, retry.statuses.len()), (2, 2));
+    assert_eq!((retry.min_backoff_ms, retry.any_method), (100, false));
+    let Some(rewrite::Path::Prefix(new)) = &route.rewrite.as_ref().unwrap().path else {
+        panic!("a prefix")
+    };
+    assert_eq!((new.old.as_str(), new.new.as_str()), ("/api", "/"));
+
+    let redirected = told(
+        Kind::Http,
+        json!({ "parentRefs": [parent("web")], "rules": [{ "filters": [
+            { "type": "RequestRedirect", "requestRedirect": {
+                "scheme": "https", "statusCode": 301,
+                "path": { "type": "ReplaceFullPath", "replaceFullPath": "/x" },
+            } },
+        ] }] }),
+    );
+    let redirect = redirected[0].redirect.as_ref().unwrap();
+    assert_eq!((redirect.scheme.as_str(), redirect.status), ("https", 301));
+    assert_eq!(redirect.path, Some(redirect::Path::Whole("/x".into())));
+    assert!(redirected[0].backends.is_empty());
+
+    // Without a backend, what falls under it is refused.
+    let nobody = told(
+        Kind::Http,
+        json!({ "parentRefs": [parent("web")], "rules": [{}] }),
+    );
+    assert_eq!(nobody[0].backends[0].service, "");
+    // And of a service that is not its parent it says nothing.
+    let other = json!({ "parentRefs": [parent("other")], "rules": [all_to("web")] });
+    assert!(told(Kind::Http, other).is_empty());
+}
+
+#[test]
+fn a_grpc_route_is_for_grpc_alone() {
+    use duet_core::api::route_match;
+    let all = told(
+        Kind::Grpc,
+        json!({ "parentRefs": [parent("web")], "rules": [
+            { "matches": [
+                { "method": { "service": "shop.Cart", "method": "Add" } },
+                { "method": { "service": "shop.Cart" } },
+                { "method": { "method": "Add" } },
+                { "method": { "type": "RegularExpression", "service": "shop\\..*" } },
+            ], "backendRefs": [{ "name": "web", "port": 80 }] },
+            { "backendRefs": [{ "name": "web", "port": 80 }] },
+        ] }),
+    );
+    let paths: Vec<_> = all[0]
+        .matches
+        .iter()
+        .map(|one| one.path.clone().unwrap())
+        .collect();
+    assert_eq!(
+        paths,
+        [
+            route_match::Path::Exact("/shop.Cart/Add".into()),
+            route_match::Path::Prefix("/shop.Cart".into()),
+            route_match::Path::Expression("/[^/]+/Add".into()),
+            route_match::Path::Expression("/(?:shop\\..*)/(?:[^/]+)".into()),
+        ]
+    );
+    for route in &all {
+        for one in &route.matches {
+            assert_eq!(one.headers[0].name, "content-type");
+        }
+    }
+    assert_eq!(all[1].matches.len(), 1);
 }
 
 #[test]
@@ -237,28 +362,31 @@ fn a_status_is_written_once_and_others_are_left_alone() {
     let others =
         json!({ "parentRef": gateway, "controllerName": "example.org/gateway", "conditions": [] });
     let first = route(spec.clone(), json!({ "parents": [others] }));
-    let mut written = first.judged("ns/r", &services()).unwrap().status;
+    let mut written = first
+        .judged(Kind::Http, "ns/r", &services())
+        .unwrap()
+        .status;
     assert_eq!(written["parents"].as_array().unwrap().len(), 2);
     assert_eq!(written["parents"][0], others);
 
     // As the API server gives it back.
     assert_eq!(
-        route(spec.clone(), written.clone()).judged("ns/r", &services()),
+        route(spec.clone(), written.clone()).judged(Kind::Http, "ns/r", &services()),
         None
     );
     // What somebody else says meanwhile is no reason to say it again.
     written["parents"][0]["conditions"] = json!([{ "type": "Accepted", "status": "True" }]);
     assert_eq!(
-        route(spec.clone(), written.clone()).judged("ns/r", &services()),
+        route(spec.clone(), written.clone()).judged(Kind::Http, "ns/r", &services()),
         None
     );
     // What has become wrong is, and tells since when.
     written["parents"][1]["conditions"][0]["lastTransitionTime"] = json!("2020-01-01T00:00:00Z");
     written["parents"][1]["conditions"][1]["lastTransitionTime"] = json!("2020-01-01T00:00:00Z");
     let mut changed = spec;
-    changed["hostnames"] = json!(["example.org"]);
+    changed["useDefaultGateways"] = json!("All");
     let again = route(changed, written.clone())
-        .judged("ns/r", &services())
+        .judged(Kind::Http, "ns/r", &services())
         .unwrap()
         .status;
     let conditions = &again["parents"][1]["conditions"];
@@ -268,21 +396,21 @@ fn a_status_is_written_once_and_others_are_left_alone() {
     // A parent that is named no longer is not spoken of.
     let left = json!({ "parentRefs": [gateway], "rules": [all_to("web")] });
     let left = route(left, written)
-        .judged("ns/r", &services())
+        .judged(Kind::Http, "ns/r", &services())
         .unwrap()
         .status;
     assert_eq!(left["parents"].as_array().unwrap().len(), 1);
     // And a route that never was ours is never written to.
     let foreign = json!({ "parentRefs": [gateway], "rules": [] });
     assert_eq!(
-        route(foreign, json!({ "parents": [others] })).judged("ns/r", &services()),
+        route(foreign, json!({ "parents": [others] })).judged(Kind::Http, "ns/r", &services()),
         None
     );
 }
 
 #[test]
 fn a_service_that_appears_is_a_reason_to_look_again() {
-    let mut routes = Routes::default();
+    let mut routes = Routes::new(Kind::Http);
     let spec = json!({ "parentRefs": [parent("late")], "rules": [all_to("late")] });
     routes.hear(Change::Put("ns/r".into(), route(spec, json!({}))));
     let mut services = services();

@@ -1,16 +1,18 @@
 //! What is kept of a service and of its endpoint slices.
 
 use super::complaint::Complaints;
+use super::traffic::Traffic;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use std::sync::Arc;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     /// Empty for a headless service: its clients connect to the pods.
     pub addresses: Vec<String>,
     /// TCP only.
     pub ports: Vec<Port>,
+    pub traffic: Traffic,
     pub complaints: Complaints,
 }
 
@@ -91,9 +93,11 @@ impl Service {
                 unique.push(address);
             }
         }
+        let annotations = service.metadata.annotations.unwrap_or_default();
         let ports = spec.ports.unwrap_or_default().into_iter();
         Some(Self {
             addresses: unique,
+            traffic: Traffic::read(&annotations, &mut complaints),
             ports: ports
                 .filter(|port| is_tcp(port.protocol.as_deref()))
                 .filter_map(|port| {

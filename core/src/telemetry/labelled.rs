@@ -1,33 +1,32 @@
-//! How often each policy decided.
+//! Counters of what happened to a workload's traffic, by two labels that control has a
+//! say in.
 //!
-//! Control may name any number of policies, and forget them: past [`MAX_SERIES`] the
-//! further ones are counted together, and a policy that selects a workload no more
-//! goes from its metrics.
+//! Control may name any number of policies, services and routes, and forget them: past
+//! [`MAX_SERIES`] the further ones are counted together, and what is gone goes from the
+//! metrics.
 
 use crate::capture::WorkloadName;
 use dashmap::DashMap;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
-/// Pairs of workload and policy that have series of their own.
+/// Of one metric, those that have series of their own.
 const MAX_SERIES: usize = 10_000;
-/// The policy of all others.
+/// What all others are about.
 const OTHER: &str = "other";
 
-pub struct Decisions {
+pub struct Labelled {
     by: IntCounterVec,
-    series: DashMap<(WorkloadName, String, &'static str), IntCounter>,
+    series: DashMap<(WorkloadName, String, String), IntCounter>,
 }
 
-// === impl Decisions ===
+// === impl Labelled ===
 
-impl Decisions {
+impl Labelled {
     /// # Panics
     /// If the registry has a metric of this name.
-    pub fn new(registry: &Registry) -> Self {
-        let name = "duet_policy_decisions_total";
-        let help = "What clients asked for and a policy decided, by policy (\"none\": none of \
-                    those that select the workload matched) and decision (allow, deny, audit).";
-        let labels = ["namespace", "workload", "policy", "decision"];
+    pub fn new(registry: &Registry, name: &str, help: &str, labels: [&str; 2]) -> Self {
+        let [subject, result] = labels;
+        let labels = ["namespace", "workload", subject, result];
         let by = IntCounterVec::new(Opts::new(name, help), &labels).expect("static");
         registry.register(Box::new(by.clone())).expect("unique");
         Self {
@@ -36,36 +35,32 @@ impl Decisions {
         }
     }
 
-    pub fn counter(
-        &self,
-        local: &WorkloadName,
-        policy: &str,
-        decision: &'static str,
-    ) -> IntCounter {
-        let key = (local.clone(), policy.to_owned(), decision);
+    pub fn counter(&self, local: &WorkloadName, subject: &str, result: &str) -> IntCounter {
+        let key = (local.clone(), subject.to_owned(), result.to_owned());
         if let Some(known) = self.series.get(&key) {
             return known.clone();
         }
-        let (local, policy, decision) = key;
-        let policy = if self.series.len() < MAX_SERIES {
-            policy
-        } else {
-            OTHER.to_owned()
+        let (local, subject, result) = key;
+        // Results are few, unless they are names as well.
+        let (subject, result) = match self.series.len() {
+            few if few < MAX_SERIES => (subject, result),
+            many if many < 2 * MAX_SERIES => (OTHER.to_owned(), result),
+            _ => (OTHER.to_owned(), OTHER.to_owned()),
         };
-        let labels = [local.namespace(), local.name(), &policy, decision];
+        let labels = [local.namespace(), local.name(), &subject, &result];
         let counter = self.by.with_label_values(&labels);
         self.series
-            .entry((local, policy, decision))
+            .entry((local, subject, result))
             .or_insert(counter)
             .clone()
     }
 
-    /// Removes what is told of a workload, but for the policies that `still` select it.
+    /// Removes what is told of a workload, but for the subjects that are `still` there.
     pub fn forget(&self, local: &WorkloadName, still: impl Fn(&str) -> bool) {
-        self.series.retain(|(workload, policy, decision), _| {
-            let kept = workload != local || still(policy);
+        self.series.retain(|(workload, subject, result), _| {
+            let kept = workload != local || still(subject);
             if !kept {
-                let labels = [workload.namespace(), workload.name(), policy, decision];
+                let labels = [workload.namespace(), workload.name(), subject, result];
                 let _ = self.by.remove_label_values(&labels);
             }
             kept
@@ -88,7 +83,7 @@ mod tests {
     #[test]
     fn series_are_bounded_and_go_with_their_policy() {
         let registry = Registry::new();
-        let all = Decisions::new(&registry);
+        let all = Labelled::new(&registry, "a_total", "What.", ["policy", "decision"]);
         let [web, cart] = ["web-0", "cart-0"].map(|name| WorkloadName::new("shop", name));
         all.counter(&web, "shop/a", "deny").inc();
         all.counter(&web, "shop/a", "deny").inc();

@@ -1,0 +1,216 @@
+//! What becomes of requests when one of several endpoints fails.
+#![forbid(unsafe_code)]
+
+mod mesh;
+
+use anyhow::{Result, ensure};
+use duet_bench::cluster::{Placement, PodSpec, ServiceSpec};
+use http::StatusCode;
+use mesh::http::Client;
+use mesh::moody::Moody;
+use mesh::{Checks, Mesh};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+const HTTP: u16 = 8080;
+const GRPC: u16 = 8081;
+
+/// For what happens within a backoff of a second or two, on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[test]
+fn with_sidecars() {
+    run(Placement::Sidecar);
+}
+
+#[test]
+fn with_agents() {
+    run(Placement::Agent);
+}
+
+fn run(placement: Placement) {
+    let pods = [
+        PodSpec::new("client"),
+        PodSpec::new("one").node(2),
+        PodSpec::new("two").node(2),
+    ];
+    let shop = ServiceSpec::new("shop")
+        .port_as(80, HTTP, "http")
+        .port_as(81, GRPC, "grpc")
+        .pods(["one", "two"]);
+    let lonely = ServiceSpec::new("lonely")
+        .port_as(80, HTTP, "http")
+        .pods(["one"]);
+    let Some(mesh) = Mesh::start(placement, pods, [shop, lonely]) else {
+        return;
+    };
+    let [shop, lonely] = ["shop", "lonely"].map(|name| mesh.cluster.service(name).unwrap());
+    mesh.block_on(async {
+        let t = Resilience {
+            mesh: &mesh,
+            truth: mesh.read_mesh_yaml(),
+            shop: (shop.v4, 80).into(),
+            shop_grpc: (shop.v4, 81).into(),
+            lonely: (lonely.v4, 80).into(),
+            one: Moody::http1(mesh.app("one"), HTTP),
+            two: Moody::http1(mesh.app("two"), HTTP),
+            grpc: ["one", "two"].map(|pod| Moody::http2(mesh.app(pod), GRPC)),
+        };
+        let mut checks = Checks::default();
+        checks.run("out and back", t.out_and_back()).await;
+        checks.run("gRPC trailers count", t.grpc_out()).await;
+        checks.run("none better", t.none_better()).await;
+        checks.run("switched off", t.accrual_off()).await;
+        checks.assert_all_passed();
+    });
+}
+
+struct Resilience<'a> {
+    mesh: &'a Mesh,
+    truth: String,
+    /// Behind it are `one` and `two`.
+    shop: SocketAddr,
+    shop_grpc: SocketAddr,
+    /// Behind it is `one` alone.
+    lonely: SocketAddr,
+    one: Moody,
+    two: Moody,
+    grpc: [Moody; 2],
+}
+
+// === impl Resilience ===
+
+impl Resilience<'_> {
+    async fn client(&self, to: SocketAddr) -> Result<Client> {
+        Client::http1(self.mesh.app("client"), to).await
+    }
+
+    /// Statuses of as many requests, one after the other.
+    async fn statuses(&self, to: SocketAddr, count: usize) -> Result<Vec<StatusCode>> {
+        let mut client = self.client(to).await?;
+        let mut statuses = Vec::with_capacity(count);
+        for _ in 0..count {
+            statuses.push(client.get("/").await?.status);
+        }
+        Ok(statuses)
+    }
+
+    fn trips(&self, service: &str) -> u64 {
+        let labels = [format!("service=\"default/{service}\"")];
+        let metric = "duet_endpoint_trips_total";
+        self.mesh.count("client", metric, &labels)
+    }
+
+    fn out(&self, service: &str) -> u64 {
+        let labels = [
+            format!("service=\"default/{service}\""),
+            "state=\"out\"".to_owned(),
+        ];
+        self.mesh.count("client", "duet_endpoints", &labels)
+    }
+
+    /// A service's further lines in the description, given time to arrive.
+    fn describe(&self, service: &str, more: &str) {
+        let name = format!("    name: \"{service}\"\n");
+        assert!(self.truth.contains(&name), "{}", self.truth);
+        let text = self.truth.replace(&name, &format!("{name}{more}"));
+        self.mesh.write_mesh_yaml(&text);
+    }
+
+    async fn out_and_back(&self) -> Result<()> {
+        self.one.turn(500);
+        let deadline = Instant::now() + PATIENCE;
+        let mut failed = 0;
+        while self.trips("shop") == 0 {
+            // A slow start may keep it from being asked for a while.
+            ensure!(Instant::now() < deadline, "{failed} failed, and it is in");
+            failed += errors(&self.statuses(self.shop, 10).await?);
+        }
+        ensure!(
+            (7..=14).contains(&failed),
+            "{failed} failed before it was out"
+        );
+        let failed = errors(&self.statuses(self.shop, 100).await?);
+        ensure!(failed <= 7, "{failed} of 100 failed, of probations");
+        ensure!(self.two.asked() >= 93, "somebody else answered");
+
+        self.one.turn(200);
+        let deadline = Instant::now() + PATIENCE;
+        let before = self.one.asked();
+        while self.one.asked() < before + 10 {
+            ensure!(Instant::now() < deadline, "it does not come back");
+            let statuses = self.statuses(self.shop, 5).await?;
+            ensure!(statuses.iter().all(StatusCode::is_success), "{statuses:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        ensure!(self.out("shop") == 0, "it is back, and said to be out");
+        Ok(())
+    }
+
+    async fn grpc_out(&self) -> Result<()> {
+        let [one, two] = &self.grpc;
+        let app = self.mesh.app("client");
+        let mut client = Client::http2(app, self.shop_grpc).await?;
+        let (before, deadline) = (self.trips("shop"), Instant::now() + PATIENCE);
+        one.turn_grpc(13);
+        let mut failed = 0;
+        while self.trips("shop") == before {
+            ensure!(Instant::now() < deadline, "{failed} failed, and it is in");
+            for _ in 0..10 {
+                let headers = [("content-type", "application/grpc"), ("te", "trailers")];
+                let body = mesh::http::full(b"\0\0\0\0\0".as_slice());
+                let answer = client
+                    .send(http::Method::POST, "/shop.Cart/Add", &headers, body)
+                    .await?;
+                let trailers = answer.trailers.unwrap_or_default();
+                failed += usize::from(trailers["grpc-status"] == "13");
+            }
+        }
+        ensure!(
+            (7..=14).contains(&failed),
+            "{failed} failed before it was out"
+        );
+        ensure!(two.asked() > 0);
+        one.turn_grpc(0);
+        Ok(())
+    }
+
+    /// The application's own answers are not turned into the proxy's.
+    async fn none_better(&self) -> Result<()> {
+        self.one.turn(500);
+        let before = self.one.asked();
+        let mut client = self.client(self.lonely).await?;
+        for _ in 0..50 {
+            let answer = client.get("/").await?;
+            ensure!(answer.status == StatusCode::INTERNAL_SERVER_ERROR);
+            ensure!(answer.body == "moody", "{answer:?}");
+        }
+        ensure!(self.one.asked() == before + 50);
+        self.one.turn(200);
+        let statuses = self.statuses(self.lonely, 10).await?;
+        ensure!(statuses.iter().all(StatusCode::is_success), "{statuses:?}");
+        Ok(())
+    }
+
+    async fn accrual_off(&self) -> Result<()> {
+        self.describe("shop", "    failureAccrual: { off: true }\n");
+        // It has arrived when the endpoint that fails goes on being asked.
+        self.one.turn(500);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if errors(&self.statuses(self.shop, 100).await?) > 20 {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "it is still taken out");
+        }
+        ensure!(self.out("shop") == 0);
+        self.one.turn(200);
+        self.mesh.write_mesh_yaml(&self.truth);
+        Ok(())
+    }
+}
+
+fn errors(statuses: &[StatusCode]) -> usize {
+    let errors = statuses.iter().filter(|status| status.is_server_error());
+    errors.count()
+}

@@ -1,0 +1,182 @@
+//! One HTTP request: from its head to the last byte of its answer.
+
+use super::{Answered, DIRECTION, Outbound};
+use crate::balance::{self, Endpoint, InFlight};
+use crate::detect::Protocol;
+use crate::directory::Destination;
+use crate::http::{self as message, Body};
+use crate::telemetry::{RequestLine, at_end};
+use crate::upstream::{Place, Target, UpstreamError};
+use ::http::{Method, Request, Response, Version};
+use hyper::body::Incoming;
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Outbound {
+    pub(super) async fn request(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        protocol: Protocol,
+    ) -> Response<Body> {
+        let started = Instant::now();
+        self.connection.request();
+        let version = request.version();
+        let local = self.local.clone();
+        let log = &local.shared.log;
+        let mut line = log.is_on().then(|| self.line(&request, protocol));
+        let grpc = message::is_grpc(&request);
+
+        let answered = match self.destination.traffic() {
+            None => self.forward(&self.destination, request).await,
+            // Boxed, so that what hardly any request needs makes none of them larger.
+            Some(traffic) => Box::pin(self.routed(&traffic, request, grpc)).await,
+        };
+        let (mut response, peer, flight) = match answered {
+            Ok((response, Some((flight, target)))) => {
+                let peer = self.peer(flight.endpoint(), &target);
+                line = line.map(|line| line.reached(flight.endpoint().address, &peer));
+                (response, peer, Some(flight))
+            }
+            Ok((response, None)) => (response, self.unreached(), None),
+            Err(error) => {
+                local.failed(DIRECTION, error.failure(), &error);
+                if let UpstreamError::Timeout(which) = error {
+                    self.count_timeout(which);
+                }
+                (message::failure(&error, grpc), self.unreached(), None)
+            }
+        };
+        message::response(&mut response, version);
+        let meters = local.meters(DIRECTION, peer);
+        let status = response.status();
+        let log = log.clone();
+        let ended = at_end(move || {
+            drop(flight);
+            meters.response(status, started.elapsed());
+            if let Some(line) = line {
+                log.request(&line, status, started.elapsed());
+            }
+        });
+        response.map(|body| body.until_end(ended))
+    }
+
+    /// Sends the request to the first endpoint that takes it.
+    pub(super) async fn forward(
+        &self,
+        to: &Destination,
+        mut request: Request<Incoming>,
+    ) -> Result<Answered, UpstreamError> {
+        if request.method() == Method::CONNECT {
+            return Err(UpstreamError::ConnectMethod);
+        }
+        if message::is_upgrade(&request) {
+            let (server, flight, target) = self.open(to, true).await?;
+            self.connection.reached(flight.endpoint(), &target, true);
+            message::for_plaintext(&mut request, target.address);
+            let upstreams = &self.local.upstreams;
+            let response = upstreams
+                .upgrade(server, request, std::future::pending())
+                .await?;
+            return Ok((response, Some((flight, target))));
+        }
+        let grpc = message::is_grpc(&request);
+        let (place, flight, target) = self.reserve(to, request.version(), None).await?;
+        let sent = self
+            .send(place, &flight, &target, request.map(Body::from))
+            .await;
+        Ok((judge(&flight, sent, grpc)?, Some((flight, target))))
+    }
+
+    /// Sends the request where a place was reserved for it.
+    pub(super) async fn send(
+        &self,
+        place: Place,
+        flight: &InFlight,
+        target: &Target,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        self.connection.reached(flight.endpoint(), target, false);
+        if target.native_http {
+            message::for_mesh(&mut request, target.address);
+        } else {
+            message::for_plaintext(&mut request, target.address);
+        }
+        let certificate = async || self.local.certificate().await;
+        let upstreams = &self.local.upstreams;
+        upstreams.send(place, target, request, certificate).await
+    }
+
+    /// A place on a connection to the first endpoint that takes one; `avoid` is asked
+    /// only if there is no other.
+    pub(super) async fn reserve(
+        &self,
+        to: &Destination,
+        version: Version,
+        avoid: Option<Arc<Endpoint>>,
+    ) -> Result<(Place, InFlight, Target), UpstreamError> {
+        let mut attempts = super::Attempts::of(self, to, avoid);
+        loop {
+            let (flight, target) = attempts.next()?;
+            let certificate = async || self.local.certificate().await;
+            let upstreams = &self.local.upstreams;
+            match upstreams.reserve(&target, version, certificate).await {
+                Ok(place) => return Ok((place, flight, target)),
+                Err(error) => attempts.failed(&flight, error)?,
+            }
+        }
+    }
+
+    fn line(&self, request: &Request<Incoming>, protocol: Protocol) -> RequestLine {
+        RequestLine::new(
+            DIRECTION,
+            &self.local.name,
+            self.client,
+            request,
+            protocol,
+            self.to.0,
+        )
+    }
+}
+
+/// Tells the balancer what became of a request.
+pub(super) fn judge(
+    flight: &InFlight,
+    sent: Result<Response<Body>, UpstreamError>,
+    grpc: bool,
+) -> Result<Response<Body>, UpstreamError> {
+    match &sent {
+        // Its proxy answers quickly that nobody is there; that is no merit.
+        Ok(response) if message::is_failure(response) => flight.unreached(),
+        Err(error) if error.is_unsent() => flight.unreached(),
+        Err(_) => {
+            flight.answered();
+            flight.judged(false);
+        }
+        Ok(response) => {
+            flight.answered();
+            match message::verdict(response, grpc) {
+                message::Verdict::Succeeded => flight.judged(true),
+                message::Verdict::Failed => flight.judged(false),
+                message::Verdict::InTrailers => {
+                    let told = in_trailers(flight.verdict());
+                    return sent.map(|response| response.map(|body| body.on_end(told)));
+                }
+            }
+        }
+    }
+    sent
+}
+
+/// A stream that the client ended says nothing.
+fn in_trailers(verdict: balance::Verdict) -> impl FnOnce(message::End<'_>) {
+    move |end| {
+        let failed = match end {
+            message::End::Failed => true,
+            message::End::Whole(trailers) => {
+                let status = trailers.and_then(message::grpc_status);
+                status.is_some_and(message::blames_server)
+            }
+        };
+        verdict.judged(!failed);
+    }
+}
