@@ -9,16 +9,22 @@
 //! → {"verb":"remove","workload":"default/web-1"}
 //! ← {"ok":false,"error":"default/web-1 is not enrolled: duet-agent list says what is"}
 //! ```
+//!
+//! `handover` is the last request on its connection; `handover` the module says what
+//! follows.
 
 use crate::enrolment::{Enrolment, Listed};
+use crate::succession::{Asked, Succession};
 use duet_core::WorkloadName;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader as StdBufReader, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -32,9 +38,24 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Request {
-    Enrol { workload: String, netns: PathBuf },
-    Remove { workload: String },
+    Enrol {
+        workload: String,
+        netns: PathBuf,
+    },
+    Remove {
+        workload: String,
+    },
     List,
+    /// From an agent that wants to succeed this one.
+    Handover {
+        /// Of the protocol.
+        version: u32,
+        /// Of the pinned directory.
+        layout: String,
+        /// Who asks, where agents have names.
+        #[serde(default)]
+        instance: Option<String>,
+    },
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -63,10 +84,11 @@ pub enum ApiError {
     Refused(String),
 }
 
-/// The server's end. The file goes when this does.
+/// The server's end. The file goes when this does, unless another has the listener.
 pub struct Api {
     listener: UnixListener,
     path: PathBuf,
+    is_passed_on: Arc<AtomicBool>,
 }
 
 impl Api {
@@ -89,16 +111,47 @@ impl Api {
         Ok(Self {
             listener,
             path: path.to_owned(),
+            is_passed_on: Arc::default(),
         })
     }
 
-    pub async fn serve(self, enrolment: Arc<Enrolment>) {
+    /// Goes on with the listener that an earlier process had at `path`.
+    pub fn inherit(listener: OwnedFd, path: &Path) -> Result<Self, ApiError> {
+        let listener = StdUnixListener::from(listener);
+        let adopted = listener.set_nonblocking(true);
+        let adopted = adopted.and_then(|()| UnixListener::from_std(listener));
+        let listener = adopted.map_err(|error| ApiError::Bind {
+            path: path.to_owned(),
+            error,
+        })?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            is_passed_on: Arc::default(),
+        })
+    }
+
+    /// The same listener, to be kept or passed on.
+    pub fn share(&self) -> Result<OwnedFd, ApiError> {
+        let shared = self.listener.as_fd().try_clone_to_owned();
+        shared.map_err(|error| ApiError::Bind {
+            path: self.path.clone(),
+            error,
+        })
+    }
+
+    /// To be set once another has it.
+    pub fn is_passed_on(&self) -> Arc<AtomicBool> {
+        self.is_passed_on.clone()
+    }
+
+    pub async fn serve(self, agent: Arc<Succession>) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let enrolment = enrolment.clone();
+                    let agent = agent.clone();
                     tokio::spawn(async move {
-                        if let Err(error) = converse(stream, &enrolment).await {
+                        if let Err(error) = converse(stream, &agent).await {
                             tracing::debug!(%error, "local API");
                         }
                     });
@@ -114,7 +167,26 @@ impl Api {
 
 impl Drop for Api {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if !self.is_passed_on.load(Relaxed) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Response {
+    pub fn ok() -> Self {
+        Self {
+            ok: true,
+            ..Self::default()
+        }
+    }
+
+    pub fn refused(error: String) -> Self {
+        Self {
+            ok: false,
+            error: Some(error),
+            workloads: None,
+        }
     }
 }
 
@@ -134,7 +206,7 @@ pub fn remove_stale(path: &Path) -> io::Result<bool> {
     }
 }
 
-async fn converse(stream: UnixStream, enrolment: &Enrolment) -> io::Result<()> {
+async fn converse(stream: UnixStream, agent: &Arc<Succession>) -> io::Result<()> {
     // The file's mode says the same; but it is set after the file is made.
     let uid = stream.peer_cred()?.uid();
     let own = nix::unistd::geteuid().as_raw();
@@ -151,11 +223,28 @@ async fn converse(stream: UnixStream, enrolment: &Enrolment) -> io::Result<()> {
         }
         let whole = line.ends_with('\n') || (read as u64) < LONGEST_REQUEST;
         let answer = if uid != 0 && uid != own {
-            refused(format!("uid {uid} may not ask this agent for anything"))
+            Response::refused(format!("uid {uid} may not ask this agent for anything"))
         } else if !whole {
-            refused(format!("a request is at most {LONGEST_REQUEST} bytes long"))
+            Response::refused(format!("a request is at most {LONGEST_REQUEST} bytes long"))
         } else {
-            answer(&line, enrolment).await
+            match serde_json::from_str(&line) {
+                Ok(Request::Handover {
+                    version,
+                    layout,
+                    instance,
+                }) => {
+                    let stream = lines.into_inner().reunite(write);
+                    let stream = stream.map_err(io::Error::other)?.into_std()?;
+                    let asked = Asked {
+                        version,
+                        layout,
+                        instance,
+                    };
+                    return agent.clone().hand_over(stream, asked).await;
+                }
+                Ok(request) => answer(request, agent.enrolment()).await,
+                Err(error) => Response::refused(format!("not a request: {error}")),
+            }
         };
         let mut text = serde_json::to_vec(&answer).map_err(io::Error::other)?;
         text.push(b'\n');
@@ -166,11 +255,7 @@ async fn converse(stream: UnixStream, enrolment: &Enrolment) -> io::Result<()> {
     }
 }
 
-async fn answer(line: &str, enrolment: &Enrolment) -> Response {
-    let request = match serde_json::from_str(line) {
-        Ok(request) => request,
-        Err(error) => return refused(format!("not a request: {error}")),
-    };
+async fn answer(request: Request, enrolment: &Enrolment) -> Response {
     let name = |text: String| text.parse::<WorkloadName>().map_err(|e| e.to_string());
     let outcome = match request {
         Request::Enrol { workload, netns } => match name(workload) {
@@ -194,21 +279,11 @@ async fn answer(line: &str, enrolment: &Enrolment) -> Response {
                 workloads: Some(enrolment.list().await),
             };
         }
+        Request::Handover { .. } => unreachable!("answered by the connection itself"),
     };
     match outcome {
-        Ok(()) => Response {
-            ok: true,
-            ..Response::default()
-        },
-        Err(error) => refused(error),
-    }
-}
-
-fn refused(error: String) -> Response {
-    Response {
-        ok: false,
-        error: Some(error),
-        workloads: None,
+        Ok(()) => Response::ok(),
+        Err(error) => Response::refused(error),
     }
 }
 
@@ -234,13 +309,17 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Response, ApiError> {
         path: path(),
         error,
     })?;
-    let response: Response =
-        serde_json::from_str(&line).map_err(|error| ApiError::Unintelligible {
-            path: path(),
-            error,
-        })?;
+    let response = understand(socket, &line)?;
     match response.error {
         Some(error) => Err(ApiError::Refused(error)),
         None => Ok(response),
     }
+}
+
+/// What the agent at `socket` has answered.
+pub fn understand(socket: &Path, line: &str) -> Result<Response, ApiError> {
+    serde_json::from_str(line).map_err(|error| ApiError::Unintelligible {
+        path: socket.to_owned(),
+        error,
+    })
 }
