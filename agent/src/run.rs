@@ -71,6 +71,10 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         let beat = beat(keeper.clone(), proxy.clone(), left.tally, counters.clone());
         tokio::spawn(beat);
     }
+    let before_it = "handover: the agent before this one has everything still";
+    let waiting = predecessor
+        .as_ref()
+        .map(|_| proxy.not_ready_until(before_it));
     let (predecessor, inheritance) = match predecessor {
         Some(predecessor) => {
             proxy.hold_back();
@@ -114,6 +118,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         came_from: inheritance.came_from,
         drain_timeout: settings.handover_drain_timeout,
     };
+    drop(waiting);
     serve(&settings, terminate, parts, api).await
 }
 
@@ -145,7 +150,6 @@ async fn succeed(
     predecessor: Predecessor,
 ) -> Result<(Predecessor, Estate), Error> {
     tracing::info!("an agent runs already: taking over from it once duet-control has answered");
-    let _guard = proxy.not_ready_until("handover: the agent before this one has everything still");
     let mut discovered = proxy.discovered();
     let known = discovered.wait_for(|version| *version > 0).await;
     known.map_err(|error| wrong(&error))?;
