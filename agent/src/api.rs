@@ -10,11 +10,15 @@
 //! ← {"ok":false,"error":"default/web-1 is not enrolled: duet-agent list says what is"}
 //! ```
 //!
-//! `handover` is the last request on its connection; `handover` the module says what
-//! follows.
+//! `handover` and `admit` are the last request on their connection. `handover` the module
+//! says what follows on the first; on the second, an answer that the namespace's file is
+//! waited for, a frame with it, and the answer proper.
 
+use crate::cni;
 use crate::enrolment::{Enrolment, Listed};
-use crate::succession::{Asked, Succession};
+use crate::netns::Netns;
+use crate::passing;
+use crate::succession::{Asked, Succession, aside};
 use duet_core::WorkloadName;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, Permissions};
@@ -28,6 +32,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+
+/// What an answer ends in that will be another one soon.
+pub const ASK_AGAIN: &str = "ask again in a moment";
+
+/// How long a file may take that was announced.
+const FILE_WITHIN: Duration = Duration::from_secs(5);
 
 /// A request is a name and a path.
 const LONGEST_REQUEST: u64 = 8 * 1024;
@@ -46,6 +56,14 @@ pub enum Request {
         workload: String,
     },
     List,
+    /// From the CNI plugin: answered once the pod's connections are redirected.
+    Admit {
+        workload: String,
+        uid: String,
+        netns: PathBuf,
+        /// It is this agent's for certain.
+        stamped: bool,
+    },
     /// From an agent that wants to succeed this one.
     Handover {
         /// Of the protocol.
@@ -242,6 +260,24 @@ async fn converse(stream: UnixStream, agent: &Arc<Succession>) -> io::Result<()>
                     };
                     return agent.clone().hand_over(stream, asked).await;
                 }
+                Ok(Request::Admit {
+                    workload,
+                    uid,
+                    netns,
+                    stamped,
+                }) => {
+                    let stream = lines.into_inner().reunite(write);
+                    let stream = stream.map_err(io::Error::other)?.into_std()?;
+                    let admitted = admit(&stream, agent, workload, (uid, stamped), netns).await;
+                    agent.counters().cni(&admitted);
+                    let answer = match admitted {
+                        Ok(_) => Response::ok(),
+                        Err(why) => Response::refused(why),
+                    };
+                    let mut text = serde_json::to_vec(&answer)?;
+                    text.push(b'\n');
+                    return (&stream).write_all(&text);
+                }
                 Ok(request) => answer(request, agent.enrolment()).await,
                 Err(error) => Response::refused(format!("not a request: {error}")),
             }
@@ -253,6 +289,38 @@ async fn converse(stream: UnixStream, agent: &Arc<Succession>) -> io::Result<()>
             return Ok(());
         }
     }
+}
+
+/// Whether the pod is this agent's.
+async fn admit(
+    stream: &StdUnixStream,
+    agent: &Succession,
+    workload: String,
+    (uid, is_stamped): (String, bool),
+    path: PathBuf,
+) -> Result<bool, String> {
+    let text = |error: io::Error| format!("the network namespace: {error}");
+    let workload = workload.parse::<WorkloadName>();
+    let receiving = stream.try_clone().map_err(text)?;
+    let received = aside(move || {
+        receiving.set_nonblocking(false)?;
+        receiving.set_read_timeout(Some(FILE_WITHIN))?;
+        receiving.set_write_timeout(Some(FILE_WITHIN))?;
+        // Only now: what was sent before this would be read as a line's rest.
+        (&receiving).write_all(b"{\"ok\":true}\n")?;
+        let frame = passing::receive::<()>(&receiving)?;
+        let (_, files) = frame.ok_or(io::ErrorKind::UnexpectedEof)?;
+        passing::only(files)
+    });
+    let file = received.await.map_err(text)?.map_err(text)?;
+    let netns = Netns::of(file.into(), &path).map_err(|error| error.to_string())?;
+    let sandbox = cni::Sandbox {
+        workload: workload.map_err(|error| error.to_string())?,
+        uid,
+        netns,
+        is_stamped,
+    };
+    cni::admit(agent.proxy(), agent.enrolment(), sandbox).await
 }
 
 async fn answer(request: Request, enrolment: &Enrolment) -> Response {
@@ -279,7 +347,9 @@ async fn answer(request: Request, enrolment: &Enrolment) -> Response {
                 workloads: Some(enrolment.list().await),
             };
         }
-        Request::Handover { .. } => unreachable!("answered by the connection itself"),
+        Request::Handover { .. } | Request::Admit { .. } => {
+            unreachable!("answered by the connection itself")
+        }
     };
     match outcome {
         Ok(()) => Response::ok(),

@@ -53,7 +53,7 @@ pub enum EnrolmentError {
          duet.dev/mode: none, or sidecar"
     )]
     Placed(WorkloadName),
-    #[error("this agent hands over to another: ask again in a moment")]
+    #[error("this agent hands over to another: {}", crate::api::ASK_AGAIN)]
     HandingOver,
     #[error("cannot register a metric: {0}")]
     Metric(#[from] prometheus::Error),

@@ -10,6 +10,7 @@ pub mod api;
 pub mod bpffs;
 pub mod cgroup;
 pub mod cleanup;
+pub mod cni;
 pub mod doctor;
 pub mod enrolment;
 pub mod handover;

@@ -4,6 +4,7 @@
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 use duet_agent::api::{self, Request};
+use duet_agent::cni::{self, Install, uninstall};
 use duet_agent::run::{self, Settings};
 use duet_agent::{cleanup, doctor, supervisor};
 use duet_core::{ProxyArgs, WorkloadName};
@@ -39,6 +40,8 @@ enum Verb {
     Remove(RemoveArgs),
     /// Show the workloads that are enrolled, and those that should be.
     List(SocketArg),
+    /// The CNI plugin, as a container runtime runs it, under the name duet-cni.
+    Cni,
     /// Remove all that agents have left in the kernel. Connections are then
     /// neither redirected nor refused.
     Cleanup(CleanupArgs),
@@ -103,12 +106,52 @@ struct RunArgs {
     #[arg(long, env = "DUET_HANDOVER_DRAIN_TIMEOUT", default_value = "60s", value_name = "TIME", value_parser = humantime::parse_duration)]
     handover_drain_timeout: Duration,
 
+    #[command(flatten)]
+    cni: CniArgs,
+
+    /// What becomes of a pod that is to be meshed while the agent is away: it is not
+    /// started, or started outside the mesh.
+    #[arg(long, env = "DUET_CNI_ON_FAILURE", default_value = "fail", value_parser = ["fail", "passthrough"], value_name = "WHAT")]
+    cni_on_failure: String,
+
+    /// Namespaces whose pods the CNI plugin lets pass unseen.
+    #[arg(
+        long,
+        env = "DUET_CNI_EXCLUDE",
+        value_delimiter = ',',
+        default_value = "kube-system,duet-system",
+        value_name = "NAMESPACE,…"
+    )]
+    cni_exclude: Vec<String>,
+
     /// Standard input is the supervisor's socket.
     #[arg(long, hide = true)]
     supervised: bool,
 
     #[command(flatten)]
     proxy: ProxyArgs,
+}
+
+#[derive(Args)]
+struct CniArgs {
+    /// Where the container runtime's network configurations are, /etc/cni/net.d as a
+    /// rule: the CNI plugin is chained into the first of them. Default: no plugin.
+    #[arg(
+        long,
+        env = "DUET_CNI_CONF_DIR",
+        value_name = "DIR",
+        requires = "cni_bin_dir"
+    )]
+    cni_conf_dir: Option<PathBuf>,
+
+    /// Where the container runtime's plugins are, /opt/cni/bin as a rule.
+    #[arg(
+        long,
+        env = "DUET_CNI_BIN_DIR",
+        value_name = "DIR",
+        requires = "cni_conf_dir"
+    )]
+    cni_bin_dir: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -142,6 +185,9 @@ struct CleanupArgs {
     #[command(flatten)]
     place: PlaceArgs,
 
+    #[command(flatten)]
+    cni: CniArgs,
+
     /// Then wait for SIGTERM, as a DaemonSet's pod has to.
     #[arg(long)]
     stay: bool,
@@ -150,6 +196,10 @@ struct CleanupArgs {
 type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
+    // A container runtime gives no arguments.
+    if std::env::args_os().len() == 1 && std::env::var_os("CNI_COMMAND").is_some() {
+        return cni::run();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -163,6 +213,7 @@ fn main() -> ExitCode {
         Verb::Enrol(args) => ("enrol", enrol(args)),
         Verb::Remove(args) => ("remove", remove(args)),
         Verb::List(args) => ("list", list(args)),
+        Verb::Cni => return cni::run(),
         Verb::Cleanup(args) => ("cleanup", clean(args)),
         Verb::Doctor(args) => ("doctor", examine(args)),
     };
@@ -177,6 +228,13 @@ fn run(args: RunArgs) -> Outcome {
         // The supervisor waits for them by other means, and its mask is inherited.
         ending().thread_unblock()?;
     }
+    let cni = args.cni.places().map(|(configurations, programs)| Install {
+        configurations,
+        programs,
+        socket: args.socket.socket.clone(),
+        on_failure: args.cni_on_failure,
+        exclude: args.cni_exclude,
+    });
     let settings = Settings {
         node: args.node,
         socket: args.socket.socket,
@@ -186,11 +244,18 @@ fn run(args: RunArgs) -> Outcome {
         stays: args.stay,
         instance: args.instance,
         handover_drain_timeout: args.handover_drain_timeout,
+        cni,
         proxy: args.proxy,
     };
     let proxy_args = settings.proxy.clone();
     duet_core::run(&proxy_args, || run::run(settings))?;
     Ok(ExitCode::SUCCESS)
+}
+
+impl CniArgs {
+    fn places(self) -> Option<(PathBuf, PathBuf)> {
+        self.cni_conf_dir.zip(self.cni_bin_dir)
+    }
 }
 
 fn supervise() -> Outcome {
@@ -225,7 +290,11 @@ fn list(args: SocketArg) -> Outcome {
 }
 
 fn clean(args: CleanupArgs) -> Outcome {
-    let removed = cleanup::cleanup(&args.place.bpffs, &args.socket.socket)?;
+    // First: a pod that starts must not wait for an agent that is gone.
+    let plugin = args.cni.places();
+    let plugin = plugin.map(|(configurations, programs)| uninstall(&configurations, &programs));
+    let mut removed = plugin.transpose()?.unwrap_or_default();
+    removed.extend(cleanup::cleanup(&args.place.bpffs, &args.socket.socket)?);
     if removed.is_empty() {
         println!("nothing to remove");
     }

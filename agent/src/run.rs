@@ -1,6 +1,7 @@
 //! A life of the agent: what it inherits, when it begins to accept, what it leaves.
 
 use crate::api::Api;
+use crate::cni::{self, Install, Installed};
 use crate::enrolment::{Enrolment, Tenure};
 use crate::handover::{self, Estate, Predecessor};
 use crate::interception::{Before, Interception};
@@ -9,7 +10,7 @@ use crate::passing::Inherited;
 use crate::reconcile::Reconciler;
 use crate::succession::{Parts, Succession, aside};
 use crate::tally::{Counters, Tally};
-use duet_core::{Error, Ports, Proxy, ProxyArgs, WorkloadName};
+use duet_core::{Error, Ports, Proxy, ProxyArgs, ReadyGuard, WorkloadName};
 use duet_ebpf::NetnsCookie;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
@@ -37,6 +38,7 @@ pub struct Settings {
     pub stays: bool,
     pub instance: Option<String>,
     pub handover_drain_timeout: Duration,
+    pub cni: Option<Install>,
     pub proxy: ProxyArgs,
 }
 
@@ -133,6 +135,10 @@ async fn serve(
     let reconciler = Reconciler::new(parts.enrolment.clone(), proxy.clone());
     let reconciler = reconciler.map_err(|error| wrong(&error))?;
     tokio::spawn(proxy.draining().run_until_cancelled_owned(reconciler.run()));
+    if let Some(install) = settings.cni.clone() {
+        let installing = keep_installed(install, proxy.not_ready_until("CNI: not installed yet"));
+        tokio::spawn(proxy.draining().run_until_cancelled_owned(installing));
+    }
     let succession = Succession::new(parts, &api).map_err(|error| wrong(&error))?;
     let serving = api.serve(succession.clone());
     let serving = tokio::spawn(succession.over().run_until_cancelled_owned(serving));
@@ -233,6 +239,35 @@ async fn beat(keeper: Arc<Keeper>, proxy: Proxy, before: Tally, counters: Arc<On
         if let Err(error) = keeper.beat(proxy.open_connections() as u64, tally) {
             return tracing::error!(%error, "the supervisor does not hear this process");
         }
+    }
+}
+
+/// Has the CNI plugin where it belongs, whoever else writes there. A runtime that has
+/// no network yet is no reason to be unready: its network's own pods may wait for this.
+async fn keep_installed(install: Install, ready: ReadyGuard) {
+    let mut ready = Some(ready);
+    let mut trouble = None;
+    loop {
+        let work = install.clone();
+        let looked = tokio::task::spawn_blocking(move || work.look()).await;
+        match looked.map_err(std::io::Error::other).flatten() {
+            Ok(installed) => {
+                if installed == Installed::Now {
+                    let place = install.configurations.display();
+                    tracing::info!(configurations = %place, "CNI plugin installed");
+                }
+                ready.take();
+                trouble = None;
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if trouble.as_ref() != Some(&error) {
+                    tracing::error!(error, "CNI plugin not installed");
+                    trouble = Some(error);
+                }
+            }
+        }
+        sleep(cni::LOOK).await;
     }
 }
 

@@ -79,6 +79,14 @@ impl Succession {
         &self.enrolment
     }
 
+    pub fn proxy(&self) -> &Proxy {
+        &self.proxy
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
     /// Cancelled once another agent has everything.
     pub fn over(&self) -> CancellationToken {
         self.over.clone()

@@ -25,6 +25,8 @@ pub struct Counters {
     handovers: IntCounter,
     restarts: IntCounterVec,
     cut: IntCounterVec,
+    /// Of this process alone.
+    cni: IntCounterVec,
 }
 
 // === impl Counters ===
@@ -56,6 +58,15 @@ impl Counters {
         registry.register(Box::new(handovers.clone()))?;
         registry.register(Box::new(restarts.clone()))?;
         registry.register(Box::new(cut.clone()))?;
+        let cni = IntCounterVec::new(
+            Opts::new(
+                "duet_agent_cni_requests_total",
+                "Pods that the CNI plugin asked for before anything ran in them, by outcome: \
+                 enrolled; passed, as they are not this agent's; or failed.",
+            ),
+            &["outcome"],
+        )?;
+        registry.register(Box::new(cni.clone()))?;
         handovers.inc_by(before.handovers);
         for (counter, reason, count) in [
             (&restarts, CRASH, before.crashes),
@@ -70,6 +81,7 @@ impl Counters {
             handovers,
             restarts,
             cut,
+            cni,
         })
     }
 
@@ -79,6 +91,16 @@ impl Counters {
 
     pub fn cut_by_handover(&self, connections: u64) {
         self.cut.with_label_values(&[HANDOVER]).inc_by(connections);
+    }
+
+    /// Whether a pod has been enrolled.
+    pub fn cni(&self, admitted: &Result<bool, String>) {
+        let outcome = match admitted {
+            Ok(true) => "enrolled",
+            Ok(false) => "passed",
+            Err(_) => "failed",
+        };
+        self.cni.with_label_values(&[outcome]).inc();
     }
 
     pub fn tally(&self) -> Tally {
