@@ -9,19 +9,35 @@
 //! → {"verb":"remove","workload":"default/web-1"}
 //! ← {"ok":false,"error":"default/web-1 is not enrolled: duet-agent list says what is"}
 //! ```
+//!
+//! `handover` and `admit` are the last request on their connection. `handover` the module
+//! says what follows on the first; on the second, an answer that the namespace's file is
+//! waited for, a frame with it, and the answer proper.
 
+use crate::cni;
 use crate::enrolment::{Enrolment, Listed};
+use crate::netns::Netns;
+use crate::passing;
+use crate::succession::{Asked, Succession, aside};
 use duet_core::WorkloadName;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader as StdBufReader, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+
+/// What an answer ends in that will be another one soon.
+pub const ASK_AGAIN: &str = "ask again in a moment";
+
+/// How long a file may take that was announced.
+const FILE_WITHIN: Duration = Duration::from_secs(5);
 
 /// A request is a name and a path.
 const LONGEST_REQUEST: u64 = 8 * 1024;
@@ -32,9 +48,32 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Request {
-    Enrol { workload: String, netns: PathBuf },
-    Remove { workload: String },
+    Enrol {
+        workload: String,
+        netns: PathBuf,
+    },
+    Remove {
+        workload: String,
+    },
     List,
+    /// From the CNI plugin: answered once the pod's connections are redirected.
+    Admit {
+        workload: String,
+        uid: String,
+        netns: PathBuf,
+        /// It is this agent's for certain.
+        stamped: bool,
+    },
+    /// From an agent that wants to succeed this one.
+    Handover {
+        /// Of the protocol.
+        version: u32,
+        /// Of the pinned directory.
+        layout: String,
+        /// Who asks, where agents have names.
+        #[serde(default)]
+        instance: Option<String>,
+    },
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -63,10 +102,11 @@ pub enum ApiError {
     Refused(String),
 }
 
-/// The server's end. The file goes when this does.
+/// The server's end. The file goes when this does, unless another has the listener.
 pub struct Api {
     listener: UnixListener,
     path: PathBuf,
+    is_passed_on: Arc<AtomicBool>,
 }
 
 impl Api {
@@ -89,16 +129,47 @@ impl Api {
         Ok(Self {
             listener,
             path: path.to_owned(),
+            is_passed_on: Arc::default(),
         })
     }
 
-    pub async fn serve(self, enrolment: Arc<Enrolment>) {
+    /// Goes on with the listener that an earlier process had at `path`.
+    pub fn inherit(listener: OwnedFd, path: &Path) -> Result<Self, ApiError> {
+        let listener = StdUnixListener::from(listener);
+        let adopted = listener.set_nonblocking(true);
+        let adopted = adopted.and_then(|()| UnixListener::from_std(listener));
+        let listener = adopted.map_err(|error| ApiError::Bind {
+            path: path.to_owned(),
+            error,
+        })?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            is_passed_on: Arc::default(),
+        })
+    }
+
+    /// The same listener, to be kept or passed on.
+    pub fn share(&self) -> Result<OwnedFd, ApiError> {
+        let shared = self.listener.as_fd().try_clone_to_owned();
+        shared.map_err(|error| ApiError::Bind {
+            path: self.path.clone(),
+            error,
+        })
+    }
+
+    /// To be set once another has it.
+    pub fn is_passed_on(&self) -> Arc<AtomicBool> {
+        self.is_passed_on.clone()
+    }
+
+    pub async fn serve(self, agent: Arc<Succession>) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let enrolment = enrolment.clone();
+                    let agent = agent.clone();
                     tokio::spawn(async move {
-                        if let Err(error) = converse(stream, &enrolment).await {
+                        if let Err(error) = converse(stream, &agent).await {
                             tracing::debug!(%error, "local API");
                         }
                     });
@@ -114,7 +185,26 @@ impl Api {
 
 impl Drop for Api {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if !self.is_passed_on.load(Relaxed) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Response {
+    pub fn ok() -> Self {
+        Self {
+            ok: true,
+            ..Self::default()
+        }
+    }
+
+    pub fn refused(error: String) -> Self {
+        Self {
+            ok: false,
+            error: Some(error),
+            workloads: None,
+        }
     }
 }
 
@@ -134,7 +224,7 @@ pub fn remove_stale(path: &Path) -> io::Result<bool> {
     }
 }
 
-async fn converse(stream: UnixStream, enrolment: &Enrolment) -> io::Result<()> {
+async fn converse(stream: UnixStream, agent: &Arc<Succession>) -> io::Result<()> {
     // The file's mode says the same; but it is set after the file is made.
     let uid = stream.peer_cred()?.uid();
     let own = nix::unistd::geteuid().as_raw();
@@ -151,11 +241,46 @@ async fn converse(stream: UnixStream, enrolment: &Enrolment) -> io::Result<()> {
         }
         let whole = line.ends_with('\n') || (read as u64) < LONGEST_REQUEST;
         let answer = if uid != 0 && uid != own {
-            refused(format!("uid {uid} may not ask this agent for anything"))
+            Response::refused(format!("uid {uid} may not ask this agent for anything"))
         } else if !whole {
-            refused(format!("a request is at most {LONGEST_REQUEST} bytes long"))
+            Response::refused(format!("a request is at most {LONGEST_REQUEST} bytes long"))
         } else {
-            answer(&line, enrolment).await
+            match serde_json::from_str(&line) {
+                Ok(Request::Handover {
+                    version,
+                    layout,
+                    instance,
+                }) => {
+                    let stream = lines.into_inner().reunite(write);
+                    let stream = stream.map_err(io::Error::other)?.into_std()?;
+                    let asked = Asked {
+                        version,
+                        layout,
+                        instance,
+                    };
+                    return agent.clone().hand_over(stream, asked).await;
+                }
+                Ok(Request::Admit {
+                    workload,
+                    uid,
+                    netns,
+                    stamped,
+                }) => {
+                    let stream = lines.into_inner().reunite(write);
+                    let stream = stream.map_err(io::Error::other)?.into_std()?;
+                    let admitted = admit(&stream, agent, workload, (uid, stamped), netns).await;
+                    agent.counters().cni(&admitted);
+                    let answer = match admitted {
+                        Ok(_) => Response::ok(),
+                        Err(why) => Response::refused(why),
+                    };
+                    let mut text = serde_json::to_vec(&answer)?;
+                    text.push(b'\n');
+                    return (&stream).write_all(&text);
+                }
+                Ok(request) => answer(request, agent.enrolment()).await,
+                Err(error) => Response::refused(format!("not a request: {error}")),
+            }
         };
         let mut text = serde_json::to_vec(&answer).map_err(io::Error::other)?;
         text.push(b'\n');
@@ -166,11 +291,39 @@ async fn converse(stream: UnixStream, enrolment: &Enrolment) -> io::Result<()> {
     }
 }
 
-async fn answer(line: &str, enrolment: &Enrolment) -> Response {
-    let request = match serde_json::from_str(line) {
-        Ok(request) => request,
-        Err(error) => return refused(format!("not a request: {error}")),
+/// Whether the pod is this agent's.
+async fn admit(
+    stream: &StdUnixStream,
+    agent: &Succession,
+    workload: String,
+    (uid, is_stamped): (String, bool),
+    path: PathBuf,
+) -> Result<bool, String> {
+    let text = |error: io::Error| format!("the network namespace: {error}");
+    let workload = workload.parse::<WorkloadName>();
+    let receiving = stream.try_clone().map_err(text)?;
+    let received = aside(move || {
+        receiving.set_nonblocking(false)?;
+        receiving.set_read_timeout(Some(FILE_WITHIN))?;
+        receiving.set_write_timeout(Some(FILE_WITHIN))?;
+        // Only now: what was sent before this would be read as a line's rest.
+        (&receiving).write_all(b"{\"ok\":true}\n")?;
+        let frame = passing::receive::<()>(&receiving)?;
+        let (_, files) = frame.ok_or(io::ErrorKind::UnexpectedEof)?;
+        passing::only(files)
+    });
+    let file = received.await.map_err(text)?.map_err(text)?;
+    let netns = Netns::of(file.into(), &path).map_err(|error| error.to_string())?;
+    let sandbox = cni::Sandbox {
+        workload: workload.map_err(|error| error.to_string())?,
+        uid,
+        netns,
+        is_stamped,
     };
+    cni::admit(agent.proxy(), agent.enrolment(), sandbox).await
+}
+
+async fn answer(request: Request, enrolment: &Enrolment) -> Response {
     let name = |text: String| text.parse::<WorkloadName>().map_err(|e| e.to_string());
     let outcome = match request {
         Request::Enrol { workload, netns } => match name(workload) {
@@ -194,21 +347,13 @@ async fn answer(line: &str, enrolment: &Enrolment) -> Response {
                 workloads: Some(enrolment.list().await),
             };
         }
+        Request::Handover { .. } | Request::Admit { .. } => {
+            unreachable!("answered by the connection itself")
+        }
     };
     match outcome {
-        Ok(()) => Response {
-            ok: true,
-            ..Response::default()
-        },
-        Err(error) => refused(error),
-    }
-}
-
-fn refused(error: String) -> Response {
-    Response {
-        ok: false,
-        error: Some(error),
-        workloads: None,
+        Ok(()) => Response::ok(),
+        Err(error) => Response::refused(error),
     }
 }
 
@@ -234,13 +379,17 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Response, ApiError> {
         path: path(),
         error,
     })?;
-    let response: Response =
-        serde_json::from_str(&line).map_err(|error| ApiError::Unintelligible {
-            path: path(),
-            error,
-        })?;
+    let response = understand(socket, &line)?;
     match response.error {
         Some(error) => Err(ApiError::Refused(error)),
         None => Ok(response),
     }
+}
+
+/// What the agent at `socket` has answered.
+pub fn understand(socket: &Path, line: &str) -> Result<Response, ApiError> {
+    serde_json::from_str(line).map_err(|error| ApiError::Unintelligible {
+        path: socket.to_owned(),
+        error,
+    })
 }

@@ -12,6 +12,8 @@ use nix::mount::{MsFlags, mount, umount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The mount's source, by which `cleanup` knows that an agent made it.
@@ -20,7 +22,7 @@ const SOURCE: &str = "duet-agent";
 /// Where everybody expects it.
 const USUAL: &str = "/sys/fs/bpf";
 
-const VERSION: &str = "v1";
+pub const VERSION: &str = "v1";
 
 #[derive(Debug, thiserror::Error)]
 pub enum BpffsError {
@@ -39,13 +41,19 @@ pub enum BpffsError {
         path.display()
     )]
     Taken { path: PathBuf },
+    #[error(
+        "the agent before this one has another directory than {}: give this one the same --bpffs, \
+         or a --socket of its own",
+        path.display()
+    )]
+    Other { path: PathBuf },
 }
 
 /// One agent's directory, held so that no other agent uses it.
 #[derive(Debug)]
 pub struct Layout {
     base: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Layout {
@@ -55,10 +63,25 @@ impl Layout {
         if !is_bpffs(base) {
             mount_for(base)?;
         }
-        let lock = lock(base)?;
+        Self::with(base, lock(base)?)
+    }
+
+    /// With the lock of the agent before.
+    pub fn with(base: &Path, lock: File) -> Result<Self, BpffsError> {
+        let directory = |error| BpffsError::Directory {
+            path: base.to_owned(),
+            error,
+        };
+        let theirs = lock.metadata().map_err(directory)?;
+        let ours = fs::metadata(base).map_err(directory)?;
+        if (theirs.dev(), theirs.ino()) != (ours.dev(), ours.ino()) {
+            return Err(BpffsError::Other {
+                path: base.to_owned(),
+            });
+        }
         let layout = Self {
             base: base.to_owned(),
-            _lock: lock,
+            lock,
         };
         for directory in [layout.maps(), layout.links(), layout.pods()] {
             create(&directory)?;
@@ -72,6 +95,11 @@ impl Layout {
 
     pub fn base(&self) -> &Path {
         &self.base
+    }
+
+    /// The same lock for another process: it is held until all have closed it.
+    pub fn share_lock(&self) -> io::Result<OwnedFd> {
+        self.lock.as_fd().try_clone_to_owned()
     }
 
     pub fn maps(&self) -> PathBuf {

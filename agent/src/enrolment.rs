@@ -5,16 +5,19 @@
 //! with what connections really meet.
 
 mod recovery;
+mod tenure;
 
 use crate::interception::Interception;
+use crate::keeper::Keeper;
 use crate::netns::{self, FileId, Netns, NetnsError};
+use crate::passing::Inherited;
 use crate::pod::{self, Pod, PodError};
 use crate::record::Record;
 use crate::sandbox;
 use duet_core::{Placed, Proxy, ReadyGuard, Workload, WorkloadName};
 use duet_ebpf::NetnsCookie;
 use prometheus::{IntGaugeVec, Opts};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -50,6 +53,8 @@ pub enum EnrolmentError {
          duet.dev/mode: none, or sidecar"
     )]
     Placed(WorkloadName),
+    #[error("this agent hands over to another: {}", crate::api::ASK_AGAIN)]
+    HandingOver,
     #[error("cannot register a metric: {0}")]
     Metric(#[from] prometheus::Error),
 }
@@ -70,6 +75,21 @@ struct Members {
     missing: BTreeMap<WorkloadName, Missing>,
     /// Given to this agent by discovery and not enrolled yet.
     awaited: Awaited,
+    /// Listeners of an earlier process, of those that are missing still.
+    inherited: HashMap<NetnsCookie, Inherited>,
+    tenure: Tenure,
+    keeper: Option<Arc<Keeper>>,
+}
+
+/// Whether this agent decides who is enrolled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Tenure {
+    /// Its predecessor does, still.
+    Coming,
+    #[default]
+    Holding,
+    /// Its successor is about to.
+    Going,
 }
 
 struct Member {
@@ -145,6 +165,8 @@ impl Enrolment {
     pub async fn start(
         interception: Arc<Interception>,
         proxy: Proxy,
+        inherited: HashMap<NetnsCookie, Inherited>,
+        tenure: Tenure,
     ) -> Result<Arc<Self>, EnrolmentError> {
         let ready = proxy.not_ready_until("eBPF programs in effect");
         let workloads = IntGaugeVec::new(
@@ -161,7 +183,11 @@ impl Enrolment {
             workloads,
             interception,
             proxy,
-            members: Mutex::default(),
+            members: Mutex::new(Members {
+                inherited,
+                tenure,
+                ..Members::default()
+            }),
             certified: Arc::default(),
         });
         enrolment.recover().await?;
@@ -177,7 +203,7 @@ impl Enrolment {
     /// name of `name`. A workload that is there already with another namespace is
     /// moved to this one.
     pub async fn enrol(&self, name: WorkloadName, path: &Path) -> Result<(), EnrolmentError> {
-        let mut members = self.members.lock().await;
+        let mut members = self.holding().await?;
         let netns = Netns::open(path)?;
         check(&netns)?;
         if members.owner(netns.cookie(), &name, path)? {
@@ -202,7 +228,7 @@ impl Enrolment {
         netns: Netns,
         ready: Option<ReadyGuard>,
     ) -> Result<bool, EnrolmentError> {
-        let mut members = self.members.lock().await;
+        let mut members = self.holding().await?;
         check(&netns)?;
         let uid = Some(pod.uid.clone());
         let record = Record::of(&netns, pod.name.clone(), uid.clone());
@@ -219,7 +245,7 @@ impl Enrolment {
     }
 
     pub async fn remove(&self, name: &WorkloadName) -> Result<(), EnrolmentError> {
-        let mut members = self.members.lock().await;
+        let mut members = self.holding().await?;
         if members.uid(name).is_some() {
             Err(EnrolmentError::Placed(name.clone()))
         } else if self.expel(&mut members, name).await {
@@ -233,7 +259,9 @@ impl Enrolment {
     /// UIDs. Returns those of `placed` that are not enrolled, or may have got
     /// another namespace since.
     pub async fn settle(&self, placed: &BTreeMap<WorkloadName, Placed>) -> Vec<Placed> {
-        let mut members = self.members.lock().await;
+        let Ok(mut members) = self.holding().await else {
+            return Vec::new();
+        };
         for (name, uid) in members.pods() {
             if placed.get(&name).is_none_or(|pod| pod.uid != uid) {
                 self.expel(&mut members, &name).await;
@@ -311,7 +339,10 @@ impl Enrolment {
     ) -> Result<(), PodError> {
         let path = netns.path().display().to_string();
         let record = Record::of(&netns, name.clone(), uid);
-        let (pod, capture) = Pod::enrol(&self.interception, netns, &record)?;
+        let inherited = members.inherited.remove(&netns.cookie());
+        let inherited = inherited.unwrap_or_default();
+        let (pod, capture) = Pod::enrol_with(inherited, &self.interception, netns, &record)?;
+        members.keep(&pod);
         let workload = self.proxy.add(name.clone(), capture);
         let certified = Arc::new(AtomicBool::new(false));
         self.follow_certificate(&workload, certified.clone(), ready);
@@ -361,10 +392,13 @@ impl Enrolment {
         let known = missing.is_some() || present.is_some();
         if let Some(missing) = missing {
             pod::forget(&self.interception, missing.netns);
+            members.close(missing.netns);
         }
         if let Some(Member { pod, workload, .. }) = present {
+            let netns = pod.netns().cookie();
             pod.remove();
             workload.remove().await;
+            members.close(netns);
         }
         if known {
             tracing::info!(workload = %name, "removed");
@@ -409,7 +443,14 @@ impl Enrolment {
 
     /// What is wrong with the redirection, if anything is.
     async fn sweep(&self) -> Option<String> {
+        self.interception.maps().forget_remains();
         let mut members = self.members.lock().await;
+        match members.tenure {
+            // The links have this agent's programs already, and it removes nobody.
+            Tenure::Coming => return self.interception.verify().err(),
+            Tenure::Going => return None,
+            Tenure::Holding => {}
+        }
         // A pod is there for as long as discovery says so. It may be without a
         // process: with CRI-O between a container's end and its next start, which
         // must not find the door open.

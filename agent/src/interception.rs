@@ -6,7 +6,7 @@
 
 use crate::bpffs::{BpffsError, Layout};
 use crate::cgroup::{Cgroup, CgroupError};
-use crate::maps::{self, Maps, MapsError};
+use crate::maps::{self, Maps, MapsError, Targets};
 use crate::netns::Netns;
 use crate::sys::{self, AttachPoint, LinkTarget};
 use aya::programs::links::FdLink;
@@ -14,7 +14,7 @@ use aya::programs::{CgroupAttachMode, Program, ProgramError, SkLookup};
 use aya::{Ebpf, EbpfLoader};
 use duet_ebpf::names;
 use parking_lot::Mutex;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -64,30 +64,57 @@ pub struct Interception {
     cgroup: Cgroup,
     maps: Maps,
     /// As attached, by `ON_CGROUP`'s order.
-    programs: [u32; ON_CGROUP.len()],
+    programs: Mutex<[u32; ON_CGROUP.len()]>,
+}
+
+/// What there was before.
+pub enum Before {
+    /// Nobody who could still have listeners.
+    Nothing,
+    /// A process whose listeners are still open, with connections that wait.
+    Listeners,
+    /// An agent that runs, and shares its lock on the directory.
+    Agent(File),
 }
 
 impl Interception {
     /// Attaches the programs to `cgroup` (default: all processes), or takes over
     /// what an earlier agent left in `bpffs`.
     pub fn start(bpffs: &Path, cgroup: Option<&Path>) -> Result<Self, InterceptionError> {
+        Self::after(Before::Nothing, bpffs, cgroup)
+    }
+
+    /// As [`Self::start`], and knows of connections that wait to be accepted.
+    pub fn after(
+        before: Before,
+        bpffs: &Path,
+        cgroup: Option<&Path>,
+    ) -> Result<Self, InterceptionError> {
         let cgroup = Cgroup::open(cgroup)?;
-        let layout = Layout::open(bpffs)?;
+        let (layout, targets) = match before {
+            Before::Nothing => (Layout::open(bpffs)?, Targets::Stale),
+            Before::Listeners => (Layout::open(bpffs)?, Targets::PartlyStale),
+            Before::Agent(lock) => (Layout::with(bpffs, lock)?, Targets::Live),
+        };
         let mut loader = loader(&layout);
         let mut object = load(&mut loader, 0)?;
         Maps::check(&object)?;
-        let mut programs = [0; ON_CGROUP.len()];
-        for ((name, _), id) in ON_CGROUP.into_iter().zip(&mut programs) {
-            *id = attach_to_cgroup(&mut object, name, &layout, &cgroup)?;
-        }
-        let maps = Maps::take(&mut object)?;
+        let programs = attach_all(&mut object, &layout, &cgroup)?;
+        let maps = Maps::take(&mut object, targets)?;
         Ok(Self {
             layout,
             loader: Mutex::new(loader),
             cgroup,
             maps,
-            programs,
+            programs: Mutex::new(programs),
         })
+    }
+
+    /// Puts this agent's programs into the links again, after another's were there.
+    pub fn reattach(&self) -> Result<(), InterceptionError> {
+        let mut object = load(&mut self.loader.lock(), 0)?;
+        *self.programs.lock() = attach_all(&mut object, &self.layout, &self.cgroup)?;
+        Ok(())
     }
 
     pub fn maps(&self) -> &Maps {
@@ -105,7 +132,7 @@ impl Interception {
     /// Whether the kernel still runs these very programs for the cgroup's
     /// processes. If not, says which is missing.
     pub fn verify(&self) -> Result<(), String> {
-        for ((name, point), id) in ON_CGROUP.into_iter().zip(self.programs) {
+        for ((name, point), id) in ON_CGROUP.into_iter().zip(*self.programs.lock()) {
             effective(self.cgroup.as_fd(), point, id).map_err(|why| {
                 format!(
                     "eBPF program {name} on {}: {why}",
@@ -249,6 +276,18 @@ fn replace(
     tracing::info!(pin = %pin.display(), found = ?info.target, "removing a link to something else");
     unpin(pin)?;
     Ok(false)
+}
+
+fn attach_all(
+    object: &mut Ebpf,
+    layout: &Layout,
+    cgroup: &Cgroup,
+) -> Result<[u32; ON_CGROUP.len()], InterceptionError> {
+    let mut programs = [0; ON_CGROUP.len()];
+    for ((name, _), id) in ON_CGROUP.into_iter().zip(&mut programs) {
+        *id = attach_to_cgroup(object, name, layout, cgroup)?;
+    }
+    Ok(programs)
 }
 
 fn attach_to_cgroup(

@@ -1,17 +1,18 @@
 //! duet-agent: one proxy for the workloads of a node.
 #![forbid(unsafe_code)]
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
-use duet_agent::api::{self, Api, Request};
-use duet_agent::enrolment::Enrolment;
-use duet_agent::interception::Interception;
-use duet_agent::reconcile::Reconciler;
-use duet_agent::{cleanup, doctor};
-use duet_core::{Proxy, ProxyArgs, WorkloadName};
+use duet_agent::api::{self, Request};
+use duet_agent::cni::{self, Install, uninstall};
+use duet_agent::run::{self, Settings};
+use duet_agent::{cleanup, doctor, supervisor};
+use duet_core::{ProxyArgs, WorkloadName};
 use nix::sys::signal::{SigSet, Signal};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::time::Duration;
 
 /// sysexits.h: EX_USAGE and EX_CONFIG.
 const USAGE: u8 = 64;
@@ -27,14 +28,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Proxy the connections of enrolled workloads, until SIGTERM.
+    /// Proxy the connections of enrolled workloads, until SIGTERM. An agent that runs
+    /// already hands over to this one, and ends.
     Run(Box<RunArgs>),
+    /// The same in a process of its own, which is started again when it crashes or
+    /// hangs; new connections wait meanwhile.
+    Supervise(Box<RunArgs>),
     /// Redirect a network namespace's connections to the running agent.
     Enrol(EnrolArgs),
     /// End the redirection of a workload's connections.
     Remove(RemoveArgs),
     /// Show the workloads that are enrolled, and those that should be.
     List(SocketArg),
+    /// The CNI plugin, as a container runtime runs it, under the name duet-cni.
+    Cni,
     /// Remove all that agents have left in the kernel. Connections are then
     /// neither redirected nor refused.
     Cleanup(CleanupArgs),
@@ -84,8 +91,67 @@ struct RunArgs {
     #[command(flatten)]
     place: PlaceArgs,
 
+    /// Once another agent has taken over, wait for SIGTERM instead of ending, as a
+    /// DaemonSet's pod has to.
+    #[arg(long, env = "DUET_STAY", value_parser = BoolishValueParser::new(), num_args = 0..=1, default_value = "false", default_missing_value = "true", value_name = "BOOL")]
+    stay: bool,
+
+    /// This agent's own name among those of its node, such as its pod's. One that has
+    /// taken over does not give back to the same.
+    #[arg(long, env = "DUET_INSTANCE", value_name = "NAME")]
+    instance: Option<String>,
+
+    /// How long connections may live on in this process after another agent has taken
+    /// over.
+    #[arg(long, env = "DUET_HANDOVER_DRAIN_TIMEOUT", default_value = "60s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    handover_drain_timeout: Duration,
+
+    #[command(flatten)]
+    cni: CniArgs,
+
+    /// What becomes of a pod that is to be meshed while the agent is away: it is not
+    /// started, or started outside the mesh.
+    #[arg(long, env = "DUET_CNI_ON_FAILURE", default_value = "fail", value_parser = ["fail", "passthrough"], value_name = "WHAT")]
+    cni_on_failure: String,
+
+    /// Namespaces whose pods the CNI plugin lets pass unseen.
+    #[arg(
+        long,
+        env = "DUET_CNI_EXCLUDE",
+        value_delimiter = ',',
+        default_value = "kube-system,duet-system",
+        value_name = "NAMESPACE,…"
+    )]
+    cni_exclude: Vec<String>,
+
+    /// Standard input is the supervisor's socket.
+    #[arg(long, hide = true)]
+    supervised: bool,
+
     #[command(flatten)]
     proxy: ProxyArgs,
+}
+
+#[derive(Args)]
+struct CniArgs {
+    /// Where the container runtime's network configurations are, /etc/cni/net.d as a
+    /// rule: the CNI plugin is chained into the first of them. Default: no plugin.
+    #[arg(
+        long,
+        env = "DUET_CNI_CONF_DIR",
+        value_name = "DIR",
+        requires = "cni_bin_dir"
+    )]
+    cni_conf_dir: Option<PathBuf>,
+
+    /// Where the container runtime's plugins are, /opt/cni/bin as a rule.
+    #[arg(
+        long,
+        env = "DUET_CNI_BIN_DIR",
+        value_name = "DIR",
+        requires = "cni_conf_dir"
+    )]
+    cni_bin_dir: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -119,6 +185,9 @@ struct CleanupArgs {
     #[command(flatten)]
     place: PlaceArgs,
 
+    #[command(flatten)]
+    cni: CniArgs,
+
     /// Then wait for SIGTERM, as a DaemonSet's pod has to.
     #[arg(long)]
     stay: bool,
@@ -127,6 +196,10 @@ struct CleanupArgs {
 type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
+    // A container runtime gives no arguments.
+    if std::env::args_os().len() == 1 && std::env::var_os("CNI_COMMAND").is_some() {
+        return cni::run();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -136,9 +209,11 @@ fn main() -> ExitCode {
     };
     let (verb, outcome) = match cli.verb {
         Verb::Run(args) => ("run", run(*args)),
+        Verb::Supervise(_) => ("supervise", supervise()),
         Verb::Enrol(args) => ("enrol", enrol(args)),
         Verb::Remove(args) => ("remove", remove(args)),
         Verb::List(args) => ("list", list(args)),
+        Verb::Cni => return cni::run(),
         Verb::Cleanup(args) => ("cleanup", clean(args)),
         Verb::Doctor(args) => ("doctor", examine(args)),
     };
@@ -149,31 +224,44 @@ fn main() -> ExitCode {
 }
 
 fn run(args: RunArgs) -> Outcome {
-    let RunArgs {
-        node,
-        socket,
-        place,
-        proxy: proxy_args,
-    } = args;
-    duet_core::run(&proxy_args.clone(), || async move {
-        let wrong = |error: &dyn std::error::Error| duet_core::Error::Mode(error.to_string());
-        let interception = Interception::start(&place.bpffs, place.cgroup.as_deref())
-            .map_err(|error| wrong(&error))?;
-        let proxy = Proxy::start(proxy_args, "agent", node).await?;
-        let enrolment = Enrolment::start(Arc::new(interception), proxy.clone())
-            .await
-            .map_err(|error| wrong(&error))?;
-        let reconciler = Reconciler::new(enrolment.clone(), proxy.clone());
-        let reconciler = reconciler.map_err(|error| wrong(&error))?;
-        tokio::spawn(proxy.draining().run_until_cancelled_owned(reconciler.run()));
-        let api = Api::bind(&socket.socket).map_err(|error| wrong(&error))?;
-        let serving = tokio::spawn(api.serve(enrolment));
-        proxy.run_until_shutdown().await;
-        serving.abort();
-        let _ = serving.await;
-        Ok(())
-    })?;
+    if args.supervised {
+        // The supervisor waits for them by other means, and its mask is inherited.
+        ending().thread_unblock()?;
+    }
+    let cni = args.cni.places().map(|(configurations, programs)| Install {
+        configurations,
+        programs,
+        socket: args.socket.socket.clone(),
+        on_failure: args.cni_on_failure,
+        exclude: args.cni_exclude,
+    });
+    let settings = Settings {
+        node: args.node,
+        socket: args.socket.socket,
+        bpffs: args.place.bpffs,
+        cgroup: args.place.cgroup,
+        is_supervised: args.supervised,
+        stays: args.stay,
+        instance: args.instance,
+        handover_drain_timeout: args.handover_drain_timeout,
+        cni,
+        proxy: args.proxy,
+    };
+    let proxy_args = settings.proxy.clone();
+    duet_core::run(&proxy_args, || run::run(settings))?;
     Ok(ExitCode::SUCCESS)
+}
+
+impl CniArgs {
+    fn places(self) -> Option<(PathBuf, PathBuf)> {
+        self.cni_conf_dir.zip(self.cni_bin_dir)
+    }
+}
+
+fn supervise() -> Outcome {
+    // Whatever it is, the child has understood it: both are of one version.
+    let arguments: Vec<OsString> = std::env::args_os().skip(2).collect();
+    Ok(supervisor::supervise(&arguments)?.into())
 }
 
 fn enrol(args: EnrolArgs) -> Outcome {
@@ -202,7 +290,11 @@ fn list(args: SocketArg) -> Outcome {
 }
 
 fn clean(args: CleanupArgs) -> Outcome {
-    let removed = cleanup::cleanup(&args.place.bpffs, &args.socket.socket)?;
+    // First: a pod that starts must not wait for an agent that is gone.
+    let plugin = args.cni.places();
+    let plugin = plugin.map(|(configurations, programs)| uninstall(&configurations, &programs));
+    let mut removed = plugin.transpose()?.unwrap_or_default();
+    removed.extend(cleanup::cleanup(&args.place.bpffs, &args.socket.socket)?);
     if removed.is_empty() {
         println!("nothing to remove");
     }
@@ -210,13 +302,16 @@ fn clean(args: CleanupArgs) -> Outcome {
         println!("removed {what}");
     }
     if args.stay {
-        let mut end = SigSet::empty();
-        end.add(Signal::SIGINT);
-        end.add(Signal::SIGTERM);
-        end.thread_block()?;
-        end.wait()?;
+        let signals = ending();
+        signals.thread_block()?;
+        signals.wait()?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The signals that end a process in good order.
+fn ending() -> SigSet {
+    SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM])
 }
 
 fn examine(args: PlaceArgs) -> Outcome {

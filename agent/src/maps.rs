@@ -11,6 +11,7 @@ use std::io;
 use std::mem::size_of;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::time::{Duration, Instant};
 
 /// All of them, with the sizes of key and value. All are pinned.
 pub const SIZES: [(&str, usize, usize); 6] = [
@@ -55,6 +56,29 @@ pub struct Maps {
     /// exclusive access.
     targets: MapData,
     exempt: MapData,
+    remains: Mutex<Option<Remains>>,
+}
+
+/// What the entries of [`names::TARGETS`] are, that are there when an agent starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Targets {
+    /// Of connections that went with the earlier agent's listeners.
+    Stale,
+    /// Of connections that wait to be accepted, and of such as the earlier process
+    /// had accepted, and died before it had asked.
+    PartlyStale,
+    /// Of connections that somebody is about to ask for.
+    Live,
+}
+
+/// How long an entry may be there before it cannot be a waiting connection's: a
+/// client gives up, or has been accepted, long before.
+const WAITED_FOR: Duration = Duration::from_secs(30);
+
+/// Entries that an earlier process left, of which most are asked for in a moment.
+struct Remains {
+    since: Instant,
+    entries: Vec<(Source, Target)>,
 }
 
 impl Maps {
@@ -78,11 +102,17 @@ impl Maps {
 
     /// Takes the maps out of an object whose programs are loaded, and that has been
     /// checked.
-    pub fn take(object: &mut Ebpf) -> Result<Self, MapsError> {
+    pub fn take(object: &mut Ebpf, known: Targets) -> Result<Self, MapsError> {
         let mut take = |name| object.take_map(name).ok_or(MapsError::Missing(name));
         let mut targets = take(names::TARGETS)?;
-        forget_all(&mut targets)?;
+        let mut remains = None;
+        match known {
+            Targets::Stale => forget_all(&mut targets)?,
+            Targets::PartlyStale => remains = Some(Remains::of(&mut targets)?),
+            Targets::Live => {}
+        }
         Ok(Self {
+            remains: Mutex::new(remains),
             enrolled: Mutex::new(take(names::ENROLLED)?.try_into()?),
             own: Mutex::new(take(names::OWN)?.try_into()?),
             listeners: Mutex::new(take(names::LISTENERS)?.try_into()?),
@@ -160,9 +190,40 @@ impl Maps {
         }))
     }
 
+    /// Removes what an earlier process left and nobody has asked for in all this time.
+    pub fn forget_remains(&self) {
+        let due = self
+            .remains
+            .lock()
+            .take_if(|remains| remains.since.elapsed() >= WAITED_FOR);
+        for (source, left) in due.into_iter().flat_map(|remains| remains.entries) {
+            let map = self.targets.fd().as_fd();
+            // Another connection may have come from there since, and be waiting.
+            match sys::map_take::<_, Target>(map, &source) {
+                Ok(Some(found)) if found != left => {
+                    let _ = sys::map_insert(map, &source, &found);
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Marks a socket as the agent's own: not redirected.
     pub fn exempt(&self, socket: &impl AsRawFd) -> io::Result<()> {
         sys::map_insert(self.exempt.fd().as_fd(), &socket.as_raw_fd(), &1u32)
+    }
+}
+
+impl Remains {
+    fn of(targets: &mut Map) -> Result<Self, MapsError> {
+        let targets: HashMap<&mut MapData, Plain<Source>, Plain<Target>> = targets.try_into()?;
+        let entries = targets.iter().flatten();
+        Ok(Self {
+            since: Instant::now(),
+            entries: entries
+                .map(|(source, target)| (source.0, target.0))
+                .collect(),
+        })
     }
 }
 

@@ -65,8 +65,15 @@ impl Netns {
             path: path.to_owned(),
             error,
         };
-        let file = File::open(path).map_err(open)?;
-        let metadata = file.metadata().map_err(open)?;
+        Self::of(File::open(path).map_err(open)?, path)
+    }
+
+    /// One that is open already; `path` is how others call it.
+    pub fn of(file: File, path: &Path) -> Result<Self, NetnsError> {
+        let metadata = file.metadata().map_err(|error| NetnsError::Open {
+            path: path.to_owned(),
+            error,
+        })?;
         let is_namespace = fstatfs(&file).is_ok_and(|fs| fs.filesystem_type() == NSFS);
         if !is_namespace {
             return Err(NetnsError::NotOne {

@@ -4,6 +4,7 @@ use crate::interception::{Interception, InterceptionError, Steering};
 use crate::kernel::PodKernel;
 use crate::maps::MapsError;
 use crate::netns::Netns;
+use crate::passing::{Door, Inherited, Place};
 use crate::record::Record;
 use duet_core::Capture;
 use duet_core::capture::{self, INBOUND_PORT, MESH_PORT, OUTBOUND_PORT};
@@ -14,7 +15,7 @@ use nix::sys::socket::{
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use tokio::net::{TcpListener, UnixDatagram};
 use tokio::task::JoinHandle;
@@ -28,6 +29,8 @@ pub enum PodError {
         error: io::Error,
         hint: &'static str,
     },
+    #[error("cannot keep the listeners of {netns}: {error}")]
+    Share { netns: String, error: io::Error },
     #[error("cannot read the addresses of {netns}: {error}")]
     Addresses { netns: String, error: io::Error },
     #[error("{what} is longer than {max} bytes: {value}")]
@@ -49,6 +52,8 @@ pub struct Pod {
     interception: Arc<Interception>,
     steering: Steering,
     watcher: JoinHandle<()>,
+    /// The proxy's, once more, to be kept or passed on.
+    door: Vec<(Place, OwnedFd)>,
 }
 
 impl Pod {
@@ -62,6 +67,17 @@ impl Pod {
         netns: Netns,
         record: &Record,
     ) -> Result<(Self, Capture), PodError> {
+        Self::enrol_with(Inherited::new(), interception, netns, record)
+    }
+
+    /// As [`Self::enrol`], with the listeners that an earlier process had, as far as
+    /// there are any.
+    pub fn enrol_with(
+        inherited: Inherited,
+        interception: &Arc<Interception>,
+        netns: Netns,
+        record: &Record,
+    ) -> Result<(Self, Capture), PodError> {
         let entry = record.write()?;
         let netns = Arc::new(netns);
         let maps = interception.maps();
@@ -70,7 +86,11 @@ impl Pod {
             error,
         };
         let was_enrolled = maps.is_enrolled(netns.cookie());
-        let capture = listen(&netns, interception)?;
+        let capture = listen(inherited, &netns, interception)?;
+        let door = door(&capture).map_err(|error| PodError::Share {
+            netns: netns.path().display().to_string(),
+            error,
+        })?;
         let changes = address_changes(&netns).map_err(addresses)?;
         let enrolled = (|| {
             refresh_own(interception, &netns).map_err(addresses)?;
@@ -104,6 +124,7 @@ impl Pod {
             interception: interception.clone(),
             steering,
             watcher,
+            door,
         };
         Ok((pod, capture))
     }
@@ -114,6 +135,25 @@ impl Pod {
 
     pub fn verify(&self) -> Result<(), String> {
         self.steering.verify(&self.netns)
+    }
+
+    /// Steers to the same listeners again, after another agent's program did.
+    pub fn steer_again(&mut self) -> Result<(), PodError> {
+        self.steering = self.interception.steer(&self.netns)?;
+        Ok(())
+    }
+
+    /// What the listeners are.
+    pub fn door(&self) -> Door {
+        Door {
+            netns: self.netns.cookie(),
+            listeners: self.door.iter().map(|(place, _)| *place).collect(),
+        }
+    }
+
+    /// The listeners themselves, in the same order.
+    pub fn listeners(&self) -> Vec<BorrowedFd<'_>> {
+        self.door.iter().map(|(_, file)| file.as_fd()).collect()
     }
 
     /// Tells the next agent otherwise.
@@ -176,13 +216,26 @@ fn key(netns: &Netns, port: u16, listener: &TcpListener) -> ListenerKey {
     }
 }
 
-/// Opens the listeners in the namespace. All are bound to loopback: sk_lookup
-/// hands over connections whatever the listener's own address is, and so nothing
-/// reaches a listener without having been steered to it.
-fn listen(netns: &Arc<Netns>, interception: &Arc<Interception>) -> Result<Capture, PodError> {
-    let on = |port| {
-        let mut listeners = vec![bound(netns, SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?];
-        match bound(netns, SocketAddr::from((Ipv6Addr::LOCALHOST, port))) {
+/// Opens the listeners in the namespace, but for those that are inherited. All are
+/// bound to loopback: sk_lookup hands over connections whatever the listener's own
+/// address is, and so nothing reaches a listener without having been steered to it.
+fn listen(
+    mut inherited: Inherited,
+    netns: &Arc<Netns>,
+    interception: &Arc<Interception>,
+) -> Result<Capture, PodError> {
+    let mut at = |address: SocketAddr| {
+        let known = inherited
+            .iter()
+            .position(|(known, _)| *known == place(address));
+        match known {
+            Some(index) => adopt(netns, address, inherited.swap_remove(index).1),
+            None => bound(netns, address),
+        }
+    };
+    let mut on = |port| {
+        let mut listeners = vec![at(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?];
+        match at(SocketAddr::from((Ipv6Addr::LOCALHOST, port))) {
             Ok(listener) => listeners.push(listener),
             // The namespace does without IPv6.
             Err(PodError::Listen { error, .. })
@@ -202,6 +255,37 @@ fn listen(netns: &Arc<Netns>, interception: &Arc<Interception>) -> Result<Captur
             netns: netns.clone(),
             interception: interception.clone(),
         }),
+    })
+}
+
+fn place(address: SocketAddr) -> Place {
+    Place {
+        port: address.port(),
+        family: if address.is_ipv4() { 4 } else { 6 },
+    }
+}
+
+fn door(capture: &Capture) -> io::Result<Vec<(Place, OwnedFd)>> {
+    let listeners = [&capture.outbound, &capture.inbound, &capture.mesh];
+    listeners
+        .into_iter()
+        .flatten()
+        .map(|listener| {
+            let file = listener.as_fd().try_clone_to_owned()?;
+            Ok((place(listener.local_addr()?), file))
+        })
+        .collect()
+}
+
+fn adopt(netns: &Netns, address: SocketAddr, listener: OwnedFd) -> Result<TcpListener, PodError> {
+    let listener = std::net::TcpListener::from(listener);
+    let adopted = listener.set_nonblocking(true);
+    let adopted = adopted.and_then(|()| TcpListener::from_std(listener));
+    adopted.map_err(|error| PodError::Listen {
+        address,
+        netns: netns.path().display().to_string(),
+        error,
+        hint: "",
     })
 }
 

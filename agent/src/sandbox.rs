@@ -96,7 +96,7 @@ pub fn find(
     pods: &[Placed],
     cgroup: &Cgroup,
 ) -> Result<HashMap<String, Result<Sandbox, Unfound>>, ScanError> {
-    if std::process::id() == 1 {
+    if is_first() {
         return Err(ScanError::OwnProcesses);
     }
     let host = host_netns().map_err(ScanError::Host)?;
@@ -116,6 +116,16 @@ pub fn find(
         (pod.uid.clone(), choose(pod, processes, host, cgroup))
     });
     Ok(sandboxes.collect())
+}
+
+/// Whether this is the first process, or its supervisor is.
+fn is_first() -> bool {
+    let program = |pid: &str| FileId::of(format!("/proc/{pid}/exe").as_ref());
+    let is_of_first = || {
+        std::os::unix::process::parent_id() == 1
+            && matches!((program("1"), program("self")), (Ok(first), Ok(own)) if first == own)
+    };
+    std::process::id() == 1 || is_of_first()
 }
 
 /// The namespace of the node itself, which is never a pod's to be redirected: that

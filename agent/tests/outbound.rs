@@ -266,7 +266,7 @@ fn a_socket_that_is_used_again_forgets() {
         let agent = TestAgent::start(world);
         let (pod, capture) = agent.capture(&world.a);
         // No listener: the first attempt is refused, as with the agent dead.
-        drop(capture);
+        drop((pod, capture));
         let own = world.a.serve((Ipv4Addr::LOCALHOST, 0));
         world.a.run(|| {
             let fd = stream_socket();
@@ -281,7 +281,6 @@ fn a_socket_that_is_used_again_forgets() {
             entries::<32>(&agent.interception, duet_ebpf::names::TARGETS),
             0
         );
-        pod.remove();
     });
 }
 
@@ -324,13 +323,12 @@ fn connections_that_nobody_accepts_leave_no_entry() {
 
         drop(streams);
         drop(accepted);
-        drop(capture);
+        drop((pod, capture));
         let start = std::time::Instant::now();
         while waiting() > 0 {
             assert!(start.elapsed() < PATIENCE, "{} left", waiting());
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        pod.remove();
     });
 }
 

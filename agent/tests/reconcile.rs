@@ -12,16 +12,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
-use world::{PATIENCE, Process, TestPod, World, test, unified};
-
-/// What a runtime makes of the pod: its sandbox.
-fn pause(world: &World, uid: &str, netns: Option<&TestPod>) -> Process {
-    let cgroup = format!("kubepods/burstable/pod{uid}/0123abcd");
-    let process = world.process(&unified(), &cgroup, netns);
-    // What is started next is younger by the kernel's count as well.
-    std::thread::sleep(Duration::from_millis(20));
-    process
-}
+use world::{PATIENCE, Process, TestPod, World, test};
 
 fn list(world: &World) -> String {
     told(world, "list", &[])
@@ -59,7 +50,7 @@ fn a_pod_is_enrolled_when_it_comes_and_let_go_when_it_goes() {
             let (sidecars, elsewhere) = (world.uid(8), world.uid(9));
             discovery.put("s", &sidecars, &[], "node-1", Placement::Sidecar);
             discovery.put("e", &elsewhere, &[], "node-2", Placement::Agent);
-            let _others = [&sidecars, &elsewhere].map(|uid| pause(world, uid, Some(&world.b)));
+            let _others = [&sidecars, &elsewhere].map(|uid| world.pause(uid, Some(&world.b)));
             let agent = Agent::start_with(world, &discovery.control());
             eventually(|| agent.ready().0 == 200);
             assert_eq!(list(world), "");
@@ -72,7 +63,7 @@ fn a_pod_is_enrolled_when_it_comes_and_let_go_when_it_goes() {
             assert_eq!(agent.ready().0, 200, "one pod is no reason");
             assert!(!is_redirected(&world.a, out));
 
-            let process = pause(world, &uid, Some(&world.a));
+            let process = world.pause(&uid, Some(&world.a));
             let began = Instant::now();
             eventually(|| is_redirected(&world.a, out));
             assert!(began.elapsed() < Duration::from_secs(1));
@@ -93,6 +84,7 @@ fn a_pod_is_enrolled_when_it_comes_and_let_go_when_it_goes() {
             assert!(error.contains("duet.dev/mode: none"), "{error}");
             assert!(is_enrolled(world, "web-0", &process));
 
+            assert_eq!(agent.metric("duet_agent_report_failures_total"), 0.0);
             discovery.take_away("web-0");
             eventually(|| list(world).is_empty());
             assert!(!is_redirected(&world.a, out));
@@ -106,7 +98,7 @@ fn a_pod_is_enrolled_when_it_comes_and_let_go_when_it_goes() {
             let before = agent.descriptors();
             for n in 2..7 {
                 let uid = world.uid(n);
-                let process = pause(world, &uid, Some(&world.a));
+                let process = world.pause(&uid, Some(&world.a));
                 discovery.place("web-0", &uid, &[]);
                 eventually(|| is_enrolled(world, "web-0", &process));
                 discovery.take_away("web-0");
@@ -114,7 +106,6 @@ fn a_pod_is_enrolled_when_it_comes_and_let_go_when_it_goes() {
             }
             assert_eq!(records(world), 0);
             eventually(|| agent.descriptors() <= before);
-            assert_eq!(agent.metric("duet_agent_report_failures_total"), 0.0);
         },
     );
 }
@@ -128,7 +119,7 @@ fn an_agent_that_comes_back_compares_what_was_with_what_is() {
             let mut discovery = Discovery::start(world);
             let (old, new) = (world.uid(1), world.uid(2));
             discovery.place("web-0", &old, &[world.a.v4]);
-            let process = pause(world, &old, Some(&world.a));
+            let process = world.pause(&old, Some(&world.a));
             let agent = Agent::start_with(world, &discovery.control());
             eventually(|| is_enrolled(world, "web-0", &process));
             assert_eq!(agent.metric("duet_agent_late_enrolments_total"), 1.0);
@@ -153,7 +144,7 @@ fn an_agent_that_comes_back_compares_what_was_with_what_is() {
             // A StatefulSet's next pod has the name, and nothing else.
             agent.kill();
             drop(process);
-            let process = pause(world, &new, Some(&world.b));
+            let process = world.pause(&new, Some(&world.b));
             discovery.place("web-0", &new, &[world.b.v4]);
             let agent = Agent::start_with(world, &discovery.control());
             eventually(|| is_enrolled(world, "web-0", &process));
@@ -177,10 +168,10 @@ fn the_next_pod_of_the_name_replaces_the_last() {
         let discovery = Discovery::start(world);
         let (old, new) = (world.uid(1), world.uid(2));
         discovery.place("web-0", &old, &[world.a.v4]);
-        let first = pause(world, &old, Some(&world.a));
+        let first = world.pause(&old, Some(&world.a));
         let _agent = Agent::start_with(world, &discovery.control());
         eventually(|| is_enrolled(world, "web-0", &first));
-        let second = pause(world, &new, Some(&world.b));
+        let second = world.pause(&new, Some(&world.b));
         discovery.place("web-0", &new, &[world.b.v4]);
         eventually(|| is_enrolled(world, "web-0", &second));
         assert_eq!(list(world).lines().count(), 1);
@@ -200,7 +191,7 @@ fn between_two_processes_the_door_stays_shut() {
         let discovery = Discovery::start(world);
         let uid = world.uid(1);
         discovery.place("web-0", &uid, &[world.a.v4]);
-        let process = pause(world, &uid, Some(&world.a));
+        let process = world.pause(&uid, Some(&world.a));
         let agent = Agent::start_with(world, &discovery.control());
         eventually(|| is_enrolled(world, "web-0", &process));
 
@@ -212,7 +203,7 @@ fn between_two_processes_the_door_stays_shut() {
             assert!(is_redirected(&world.a, out), "{}", log_of(world));
             std::thread::sleep(Duration::from_millis(50));
         }
-        let process = pause(world, &uid, Some(&world.a));
+        let process = world.pause(&uid, Some(&world.a));
         eventually(|| is_enrolled(world, "web-0", &process));
         // It was the same namespace all the time.
         assert_eq!(agent.metric("duet_agent_enrolment_gap_seconds_count"), 0.0);
@@ -226,11 +217,11 @@ fn a_new_sandbox_of_the_same_pod_is_followed() {
         let discovery = Discovery::start(world);
         let uid = world.uid(1);
         discovery.place("web-0", &uid, &[world.a.v4]);
-        let process = pause(world, &uid, Some(&world.a));
+        let process = world.pause(&uid, Some(&world.a));
         let agent = Agent::start_with(world, &discovery.control());
         eventually(|| is_enrolled(world, "web-0", &process));
         drop(process);
-        let process = pause(world, &uid, Some(&world.b));
+        let process = world.pause(&uid, Some(&world.b));
         discovery.place("web-0", &uid, &[world.b.v4]);
         eventually(|| is_enrolled(world, "web-0", &process));
         assert_eq!(records(world), 1);
@@ -251,9 +242,9 @@ fn a_pod_that_cannot_be_enrolled_is_told_of_and_holds_nobody_up() {
             discovery.place("host", &host, &[]);
             discovery.place("wrong", &wrong, &[Ipv4Addr::new(10, 77, 0, 9).into()]);
             let _processes = [
-                pause(world, &taken, Some(&world.a)),
-                pause(world, &host, None),
-                pause(world, &wrong, Some(&world.b)),
+                world.pause(&taken, Some(&world.a)),
+                world.pause(&host, None),
+                world.pause(&wrong, Some(&world.b)),
             ];
             let agent = Agent::start_with(world, &discovery.control());
             let says = |name: &str, what: &str| {
@@ -319,7 +310,7 @@ fn what_was_enrolled_by_hand_is_not_discoverys_to_end() {
 
             // Until discovery says that it is its own.
             let uid = world.uid(2);
-            let process = pause(world, &uid, Some(&world.a));
+            let process = world.pause(&uid, Some(&world.a));
             discovery.place("web-0", &uid, &[world.a.v4]);
             eventually(|| is_enrolled(world, "web-0", &process));
             discovery.take_away("web-0");

@@ -11,7 +11,7 @@
 //! `peer` (a trailing `*` is any rest) and `rate`, in records a second.
 
 use crate::capture::Direction;
-use crate::proxy::{Error, Shared};
+use crate::proxy::{Error, Ports, Shared};
 use crate::runtime::LogLevel;
 use crate::telemetry::connections::Wanted;
 use crate::telemetry::tap::{DEFAULT_RATE, Filter, MAX_RATE, TapBody};
@@ -28,10 +28,11 @@ use prometheus::{Encoder, TextEncoder};
 use serde::Serialize;
 use serde_json::json;
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 const MAX_BODY: usize = 4096;
 /// Connections that a page tells of, unless asked otherwise: about 4 MB.
@@ -39,6 +40,8 @@ const CONNECTIONS: usize = 10_000;
 /// Workloads that a question may name.
 const MAX_WORKLOADS: usize = 256;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that may wait to be accepted: scrapes and probes. tokio's own default.
+const BACKLOG: u32 = 1024;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Server {
@@ -47,23 +50,35 @@ enum Server {
     Health,
 }
 
-pub(crate) async fn serve(shared: &Arc<Shared>) -> Result<(), Error> {
+pub(crate) fn serve(shared: &Arc<Shared>, ports: Ports) -> Result<(), Error> {
     let servers = [
         (Server::Admin, "--admin", shared.args.admin),
         (Server::Metrics, "--metrics", shared.args.metrics),
         (Server::Health, "--health", shared.args.health),
     ];
     for (server, what, address) in servers {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|reason| Error::Listen {
-                what,
-                address,
-                reason,
-            })?;
-        tokio::spawn(accept(shared.clone(), server, listener));
+        let listener = listen(address, ports).map_err(|reason| Error::Listen {
+            what,
+            address,
+            reason,
+        })?;
+        let silent = shared.silent.clone();
+        let accept = accept(shared.clone(), server, listener);
+        tokio::spawn(silent.run_until_cancelled_owned(accept));
     }
     Ok(())
+}
+
+fn listen(address: SocketAddr, ports: Ports) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    // An earlier proxy's connections may be in TIME_WAIT.
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(ports == Ports::Shared)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 async fn accept(shared: Arc<Shared>, server: Server, listener: TcpListener) {

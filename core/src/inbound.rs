@@ -569,10 +569,15 @@ async fn detect_patiently<S: Io>(
     io: S,
     hint: Option<Protocol>,
 ) -> std::io::Result<Detected<S>> {
+    let drained = async {
+        local.drain.cancelled().await;
+        // Who has only just connected is about to ask.
+        tokio::time::sleep(local.shared.args.detect_timeout).await;
+    };
     tokio::select! {
         detected = detect(io, hint, SILENCE) => detected,
         // Nobody has to be waited for who has asked for nothing.
-        () = local.drain.cancelled() => Err(std::io::ErrorKind::ConnectionAborted.into()),
+        () = drained => Err(std::io::ErrorKind::ConnectionAborted.into()),
     }
 }
 

@@ -40,7 +40,7 @@ pub mod api {
 pub use capture::{Capture, Direction, Kernel, OrigDst, WorkloadName};
 pub use config::ProxyArgs;
 pub use identity::BACKDATE;
-pub use proxy::{Error, Placed, Proxy, ReportError, Workload};
+pub use proxy::{Error, Placed, Ports, Proxy, ReportError, Workload};
 pub use ready::ReadyGuard;
 pub use runtime::run;
 pub use traffic::{InvalidExpression, check_expression};

@@ -20,6 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// How long accepting pauses when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
@@ -69,11 +70,27 @@ pub(crate) struct Shared {
     pub locals: Mutex<BTreeMap<WorkloadName, Arc<Local>>>,
     pub drain: CancellationToken,
     pub shutdown: Notify,
+    pub drain_timeout: Mutex<Duration>,
+    /// Whether connections are accepted, or wait in the listeners' queues.
+    pub accepting: watch::Sender<bool>,
+    /// One for each listener that is open.
+    pub listeners: TaskTracker,
+    /// Ends the admin servers.
+    pub silent: CancellationToken,
 }
 
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Proxy(Arc<Shared>);
+
+/// Whose the admin ports are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ports {
+    /// This proxy's. Somebody else's presence is an error.
+    Own,
+    /// This proxy's and its predecessor's (`SO_REUSEPORT`), for as long as both run.
+    Shared,
+}
 
 /// A workload of this node that discovery gives to the node's agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +112,17 @@ impl Proxy {
     /// Starts what does not depend on a workload: the control-plane client and the
     /// admin servers. `mode` and `node` are what the proxy calls itself.
     pub async fn start(args: ProxyArgs, mode: &'static str, node: String) -> Result<Self, Error> {
+        Self::start_on(Ports::Own, args, mode, node).await
+    }
+
+    /// As [`Self::start`]. `ports` says whether a proxy that runs already, and that
+    /// this one is to succeed, may have the admin ports as well.
+    pub async fn start_on(
+        ports: Ports,
+        args: ProxyArgs,
+        mode: &'static str,
+        node: String,
+    ) -> Result<Self, Error> {
         if !args.admin.ip().is_loopback() {
             let admin = args.admin;
             return Err(Error::Config(format!(
@@ -119,11 +147,15 @@ impl Proxy {
             locals: Mutex::default(),
             drain: CancellationToken::new(),
             shutdown: Notify::new(),
+            drain_timeout: Mutex::new(args.drain_timeout),
+            accepting: watch::Sender::new(true),
+            listeners: TaskTracker::new(),
+            silent: CancellationToken::new(),
             args,
             mode,
             node,
         });
-        admin::serve(&shared).await?;
+        admin::serve(&shared, ports)?;
 
         let discovered = shared
             .readiness
@@ -211,9 +243,49 @@ impl Proxy {
         self.0.metrics.registry()
     }
 
+    /// From now on connections wait in the listeners' queues, until
+    /// [`Self::accept`].
+    pub fn hold_back(&self) {
+        self.0.accepting.send_replace(false);
+    }
+
+    pub fn accept(&self) {
+        self.0.accepting.send_replace(true);
+    }
+
+    /// What is missing for /ready; empty when ready.
+    pub fn missing(&self) -> Vec<String> {
+        self.0.readiness.missing()
+    }
+
+    /// Connections that are open and that an application has an end of: clients' and
+    /// servers', without those between proxies.
+    pub fn open_connections(&self) -> usize {
+        self.0.connections.of_applications()
+    }
+
+    /// As POST /shutdown, with another drain time-out.
+    pub fn shut_down(&self, drain_timeout: Duration) {
+        *self.0.drain_timeout.lock() = drain_timeout;
+        self.0.shutdown.notify_one();
+    }
+
+    /// Ends when a proxy that shuts down has closed its listeners. Those that another
+    /// process has as well stay open there.
+    pub async fn deaf(&self) {
+        self.0.listeners.close();
+        self.0.listeners.wait().await;
+    }
+
+    /// Closes the admin ports, which are another proxy's from now on.
+    pub fn silence(&self) {
+        self.0.silent.cancel();
+    }
+
     /// Waits for SIGTERM, SIGINT or POST /shutdown, then closes all listeners and
-    /// lets what is open finish within the drain time-out.
-    pub async fn run_until_shutdown(self) {
+    /// lets what is open finish within the drain time-out. Returns how many
+    /// connections were cut at its end.
+    pub async fn run_until_shutdown(self) -> usize {
         let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be handled");
         let mut interrupt = signal(SignalKind::interrupt()).expect("SIGINT can be handled");
         tokio::select! {
@@ -221,7 +293,7 @@ impl Proxy {
             _ = interrupt.recv() => {}
             () = self.0.shutdown.notified() => {}
         }
-        let timeout = self.0.args.drain_timeout;
+        let timeout = *self.0.drain_timeout.lock();
         tracing::info!(?timeout, "draining");
         self.0.readiness.drain();
         self.0.drain.cancel();
@@ -236,19 +308,21 @@ impl Proxy {
                 }
             }
         };
-        match tokio::time::timeout(timeout, drained).await {
-            Ok(()) => tracing::info!("drained"),
-            Err(_) => {
-                let left: usize = locals
-                    .iter()
-                    .map(|local| local.tasks.len().saturating_sub(1))
-                    .sum();
-                tracing::warn!(left, "drain time-out: connections are cut");
+        let cut = match tokio::time::timeout(timeout, drained).await {
+            Ok(()) => {
+                tracing::info!("drained");
+                0
             }
-        }
+            Err(_) => {
+                let left = self.open_connections();
+                tracing::warn!(left, "drain time-out: connections are cut");
+                left
+            }
+        };
         for local in &locals {
             local.cancel.cancel();
         }
+        cut
     }
 }
 
@@ -294,12 +368,19 @@ fn accept<F>(
     F: Future<Output = ()> + Send + 'static,
 {
     let tasks = local.tasks.clone();
+    let open = local.shared.listeners.token();
     tasks.spawn(async move {
+        let mut accepting = local.shared.accepting.subscribe();
         loop {
+            let accept = async {
+                // The sender is in `shared`, as long as anything.
+                let _ = accepting.wait_for(|accepting| *accepting).await;
+                listener.accept().await
+            };
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = local.drain.cancelled() => return,
-                () = local.cancel.cancelled() => return,
+                accepted = accept => accepted,
+                () = local.drain.cancelled() => break,
+                () = local.cancel.cancelled() => break,
             };
             match accepted {
                 Ok((stream, client)) => {
@@ -318,6 +399,8 @@ fn accept<F>(
                 }
             }
         }
+        drop(listener);
+        drop(open);
     });
 }
 

@@ -63,6 +63,7 @@ impl Enrolment {
                     tracing::info!(workload = %name, "its network namespace is gone");
                     members.missing.remove(&name);
                     pod::forget(&self.interception, netns);
+                    members.close(netns);
                     continue;
                 }
             };

@@ -53,14 +53,36 @@ impl Agent {
     }
 
     pub fn start_with(world: &World, control: &Control) -> Self {
+        Self::launch(world, control, "run", &[]).until_it_answers(world)
+    }
+
+    /// With a supervisor.
+    pub fn supervised(world: &World, control: &Control) -> Self {
+        Self::launch(world, control, "supervise", &[]).until_it_answers(world)
+    }
+
+    fn until_it_answers(mut self, world: &World) -> Self {
+        let start = Instant::now();
+        while !ask(world, "list", &[]).status.success() {
+            assert!(self.is_running(), "{}", log_of(world));
+            assert!(start.elapsed() < PATIENCE, "{}", log_of(world));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self
+    }
+
+    /// Only starts it: with an agent there, that one answers.
+    pub fn launch(world: &World, control: &Control, verb: &str, more: &[&str]) -> Self {
         let bundle = world.scratch().join("root.pem");
         fs::write(&bundle, &control.root_pem).unwrap();
         let token = world.scratch().join("token");
         fs::write(&token, &control.token).unwrap();
-        let log = fs::File::create(world.scratch().join("log")).unwrap();
+        let mut log = fs::OpenOptions::new();
+        let log = log.create(true).append(true);
+        let log = log.open(world.scratch().join("log")).unwrap();
         let [metrics, health] = [free_port(), free_port()];
         let child = Command::new(BINARY)
-            .args(["run", "--node", "node-1", "--socket"])
+            .args([verb, "--node", "node-1", "--socket"])
             .arg(world.scratch().join("agent.sock"))
             .arg("--bpffs")
             .arg(&world.bpffs)
@@ -74,32 +96,46 @@ impl Agent {
             .args(["--metrics", &metrics.to_string()])
             .args(["--health", &health.to_string()])
             .args(["--drain-timeout", "1s"])
+            .args(["--handover-drain-timeout", "1s"])
+            .args(more)
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap();
-        let mut agent = Self {
+        Self {
             child,
             metrics,
             health,
-        };
+        }
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits for it to end by itself.
+    pub fn end(mut self) -> ExitStatus {
         let start = Instant::now();
-        while !ask(world, "list", &[]).status.success() {
-            assert!(
-                agent.child.try_wait().unwrap().is_none(),
-                "{}",
-                log_of(world)
-            );
-            assert!(start.elapsed() < PATIENCE, "{}", log_of(world));
+        while self.is_running() {
+            assert!(start.elapsed() < 3 * PATIENCE, "it runs on");
             std::thread::sleep(Duration::from_millis(10));
         }
-        agent
+        self.child.wait().unwrap()
+    }
+
+    /// The process that proxies, of a supervised agent; none while there is none.
+    pub fn proxy(&self) -> Option<Pid> {
+        let supervisor = self.child.id() as i32;
+        let processes = procfs::process::all_processes().unwrap().flatten();
+        let mut processes = processes.filter_map(|process| process.stat().ok());
+        let child = processes.find(|stat| stat.ppid == supervisor && stat.state != 'Z');
+        child.map(|stat| Pid::from_raw(stat.pid))
     }
 
     /// SIGTERM.
-    pub fn stop(mut self) -> ExitStatus {
+    pub fn stop(self) -> ExitStatus {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
-        self.child.wait().unwrap()
+        self.end()
     }
 
     /// SIGKILL.
@@ -115,7 +151,9 @@ impl Agent {
 
     /// The value of one series, 0 if it is not there.
     pub fn metric(&self, series: &str) -> f64 {
-        let (_, page) = get(self.metrics, "/metrics");
+        let Ok((_, page)) = try_get(self.metrics, "/metrics") else {
+            return 0.0;
+        };
         let line = page
             .lines()
             .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -142,18 +180,23 @@ fn free_port() -> SocketAddr {
 }
 
 pub fn get(from: SocketAddr, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(from).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    try_get(from, path).unwrap()
+}
+
+pub fn try_get(from: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(from)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     write!(
         stream,
         "GET {path} HTTP/1.1\r\nHost: {from}\r\nConnection: close\r\n\r\n"
-    )
-    .unwrap();
+    )?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .ok_or(std::io::ErrorKind::UnexpectedEof)?;
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, body.to_owned())
+    Ok((status, body.to_owned()))
 }
 
 pub fn log_of(world: &World) -> String {
@@ -185,6 +228,15 @@ pub fn refused(world: &World, verb: &str, arguments: &[&str]) -> String {
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(error.trim_end().lines().count(), 1, "{error}");
     error
+}
+
+/// Whether a pod that discovery gave to the agent is enrolled.
+pub fn is_enrolled(world: &World, name: &str) -> bool {
+    let list = told(world, "list", &[]);
+    let line = list
+        .lines()
+        .find(|line| line.starts_with(&format!("default/{name}\t/")));
+    line.is_some_and(|line| line.ends_with("\tenrolled"))
 }
 
 pub fn enrol(world: &World, name: &str, pod: &TestPod) {

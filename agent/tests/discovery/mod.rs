@@ -1,7 +1,9 @@
 //! A real duet-control, which is told what the mesh is by the test.
 
+#![allow(dead_code, reason = "each test file uses some of it")]
+
 use super::daemon::Control;
-use super::world::World;
+use super::world::{Process, World};
 use duet_control::{
     Caller, ControlPlane, Enrolments, MeshState, Rejected, Settings, Source, StateDir,
 };
@@ -87,6 +89,18 @@ impl Discovery {
     /// Gives a pod to the agent on node-1.
     pub fn place(&self, name: &str, uid: &str, addresses: &[IpAddr]) {
         self.put(name, uid, addresses, "node-1", Placement::Agent);
+    }
+
+    /// Both pods, as web-a and web-b, whose sandboxes run as long as what it returns is
+    /// kept.
+    pub fn place_both(&self, world: &World) -> [Process; 2] {
+        let pods = [("web-a", 1, &world.a), ("web-b", 2, &world.b)];
+        pods.map(|(name, number, pod)| {
+            let uid = world.uid(number);
+            let process = world.pause(&uid, Some(pod));
+            self.place(name, &uid, &[pod.v4, pod.v6]);
+            process
+        })
     }
 
     pub fn put(&self, name: &str, uid: &str, addresses: &[IpAddr], node: &str, by: Placement) {

@@ -185,14 +185,14 @@ impl Installation {
     pub fn manifest(&self) -> String {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/base/agent.yaml");
         let url = format!("https://{}", self.control.api_addr());
-        let args = format!("[run, --bpffs, {BPFFS}, --log, \"info,duet_agent=debug\"]");
+        let args = format!("[supervise, --bpffs, {BPFFS}, --log, \"info,duet_agent=debug\"]");
         let mut manifest = fs::read_to_string(file).unwrap();
         for (from, to) in [
             ("https://duet-control.duet-system.svc:15010", &*url),
             ("duet-system", SYSTEM),
             ("duet/agent:0.1.0", AGENT_IMAGE),
             ("name: duet-trust-bundle", &format!("name: {BUNDLE}")),
-            ("[run]", &args),
+            ("[supervise]", &args),
             ("path: /run/duet,", &format!("path: {RUN},")),
         ] {
             assert!(manifest.contains(from), "agent.yaml has no {from}");

@@ -51,6 +51,8 @@ pub enum Transport {
 pub struct Connections {
     next: AtomicU64,
     live: DashMap<u64, Arc<Connection>>,
+    /// Of those, the ones that an application has an end of.
+    applications: AtomicUsize,
 }
 
 /// What is known of a connection when it is opened.
@@ -173,10 +175,19 @@ impl Connections {
             far: Mutex::new(None),
         });
         self.live.insert(id, connection.clone());
+        if connection.kind != Kind::Mesh {
+            self.applications.fetch_add(1, Ordering::Relaxed);
+        }
         Entry {
             connection,
             all: self.clone(),
         }
+    }
+
+    /// How many are open that an application has an end of: all but those between
+    /// proxies.
+    pub fn of_applications(&self) -> usize {
+        self.applications.load(Ordering::Relaxed)
     }
 
     /// The oldest `limit` that are wanted, and how many more there are.
@@ -308,6 +319,9 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         self.all.live.remove(&self.connection.id);
+        if self.connection.kind != Kind::Mesh {
+            self.all.applications.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

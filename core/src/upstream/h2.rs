@@ -43,7 +43,9 @@ impl Shared {
         }
         let asked = Instant::now();
         let _one_at_a_time = self.connecting.lock().await;
-        if let Some(stream) = self.reserve() {
+        if let Some(stream) = self.reserve()
+            && let Some(stream) = stream.ready().await
+        {
             return Ok(stream);
         }
         // Whoever waited for an attempt shares its outcome: n waiters must not
@@ -215,19 +217,26 @@ impl Stream {
         Ok(response.map(|body| Body::streamed(body, slot)))
     }
 
-    /// A tunnel. Nothing has gone into it, so a refusal is one of a connection.
-    pub async fn connect(self, request: Request<()>) -> Result<Tunnel, UpstreamError> {
+    /// A tunnel. Nothing has gone into it, so a refusal is one of a connection. `None`
+    /// if the peer went away before it took the request: its successor may.
+    pub async fn connect(self, request: Request<()>) -> Result<Option<Tunnel>, UpstreamError> {
         let Self { mut sender, slot } = self;
         let address = slot.0.address;
-        let (response, stream) = sender
-            .send_request(request, false)
-            .map_err(|error| slot.0.unsent(error))?;
-        let response = tokio::time::timeout(TUNNEL_TIMEOUT, response)
+        let (response, stream) = match sender.send_request(request, false) {
+            Ok(sent) => sent,
+            Err(error) if slot.0.has_gone(&error) => return Ok(None),
+            Err(error) => return Err(slot.0.unsent(error)),
+        };
+        let answered = tokio::time::timeout(TUNNEL_TIMEOUT, response)
             .await
-            .map_err(|_| UpstreamError::ConnectTimeout(address))?
-            .map_err(|error| refused(address, error))?;
+            .map_err(|_| UpstreamError::ConnectTimeout(address))?;
+        let response = match answered {
+            Ok(response) => response,
+            Err(error) if slot.0.has_gone(&error) => return Ok(None),
+            Err(error) => return Err(refused(address, error)),
+        };
         match response.status() {
-            StatusCode::OK => Ok(Tunnel::new(stream, response.into_body()).on(slot)),
+            StatusCode::OK => Ok(Some(Tunnel::new(stream, response.into_body()).on(slot))),
             // No fault of the endpoint's.
             StatusCode::FORBIDDEN => {
                 let reason = format!("the proxy of {address} denies it by policy");
@@ -242,6 +251,16 @@ impl Stream {
 }
 
 impl State {
+    /// Whether the peer takes no more streams, this one included (RFC 9113 §6.8). If
+    /// so, none is begun here any more.
+    fn has_gone(&self, error: &::h2::Error) -> bool {
+        let gone = error.is_go_away()
+            && error.is_remote()
+            && error.reason() == Some(::h2::Reason::NO_ERROR);
+        self.closed.fetch_or(gone, Ordering::AcqRel);
+        gone
+    }
+
     /// Why a stream could not even be begun.
     fn unsent(&self, error: ::h2::Error) -> UpstreamError {
         if error.is_io() || error.is_go_away() {
@@ -310,7 +329,7 @@ mod tests {
     async fn tunnel(shared: &Shared, status: StatusCode) -> Result<Tunnel, UpstreamError> {
         let stream = shared.get(async || connect(status).await).await?;
         let request = Request::connect("10.0.0.1:80").body(()).unwrap();
-        stream.connect(request).await
+        Ok(stream.connect(request).await?.unwrap())
     }
 
     #[tokio::test]

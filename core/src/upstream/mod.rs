@@ -180,6 +180,11 @@ impl UpstreamError {
     }
 }
 
+/// Connections to one peer that are tried for a tunnel, where each but the last went
+/// away before it took the request: a proxy that hands over, and one that did so a
+/// moment ago.
+const SUCCESSORS: usize = 3;
+
 /// What is kept for each place that was connected to.
 type Places<K, V> = DashMap<K, Arc<V>>;
 
@@ -246,7 +251,6 @@ impl Upstreams {
         let Some(peer) = &target.peer else {
             return Ok(Box::new(self.tcp(target.address).await?));
         };
-        let stream = self.mesh(target.address, peer, certificate).await?;
         let mut request = Request::connect(target.address.to_string())
             .version(Version::HTTP_2)
             .body(())
@@ -255,7 +259,19 @@ impl Upstreams {
             let inside = ::http::HeaderValue::from_static("http/1.1");
             request.headers_mut().insert(message::APP_PROTOCOL, inside);
         }
-        Ok(Box::new(stream.connect(request).await?))
+        let certificate = certificate().await?;
+        for _ in 0..SUCCESSORS {
+            let known = async || Ok(certificate.clone());
+            let stream = self.mesh(target.address, peer, known).await?;
+            if let Some(tunnel) = stream.connect(request.clone()).await? {
+                return Ok(Box::new(tunnel));
+            }
+        }
+        let reason = io::Error::other("its proxies go away one after the other");
+        Err(UpstreamError::Connect {
+            address: target.address,
+            reason: Arc::new(reason),
+        })
     }
 
     /// A place for one HTTP request of `version` to `target`, on a connection that

@@ -1,0 +1,215 @@
+//! The plugin in the runtime's directories: put there, kept there, taken out.
+//!
+//! The runtime uses the first configuration by name, so that is the one to be chained
+//! into, whoever's it is. Its owner may write it anew at any time: it is looked at
+//! every [`LOOK`], and completed again. All is written beside and renamed, so a runtime
+//! finds the old or the new, and never half of either.
+//!
+//! A single plugin's `NAME.conf` becomes a list, `NAME.conflist`, beside it, and is then
+//! put away as `NAME.conf.duet`, for `duet-agent cleanup` to bring back.
+
+use super::NAME;
+use serde_json::{Value, json};
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Between two looks at the directories.
+pub const LOOK: Duration = Duration::from_secs(1);
+
+/// What a single configuration that was put away ends in.
+const PUT_AWAY: &str = "duet";
+
+/// Where the plugin goes, and what it is told.
+#[derive(Clone, Debug)]
+pub struct Install {
+    pub configurations: PathBuf,
+    pub programs: PathBuf,
+    /// The agent's socket, as the runtime sees it.
+    pub socket: PathBuf,
+    pub on_failure: String,
+    pub exclude: Vec<String>,
+}
+
+/// How it stands.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Installed {
+    /// Nothing was amiss.
+    Already,
+    Now,
+    /// There is no configuration to be chained into yet.
+    NoNetwork,
+}
+
+// === impl Install ===
+
+impl Install {
+    /// Completes what is missing.
+    pub fn look(&self) -> io::Result<Installed> {
+        let program = self.program()?;
+        let configuration = self.configuration()?;
+        Ok(match configuration {
+            Installed::Already if program => Installed::Now,
+            other => other,
+        })
+    }
+
+    /// This very program. True if it was not there.
+    fn program(&self) -> io::Result<bool> {
+        let place = self.programs.join(NAME);
+        let own = fs::metadata("/proc/self/exe")?;
+        if let Ok(found) = fs::metadata(&place)
+            && (found.len(), found.mtime(), found.mtime_nsec())
+                == (own.len(), own.mtime(), own.mtime_nsec())
+        {
+            return Ok(false);
+        }
+        let beside = beside(&place);
+        fs::copy("/proc/self/exe", &beside)?;
+        let copy = File::options().write(true).open(&beside)?;
+        copy.set_permissions(Permissions::from_mode(0o755))?;
+        // By which it is known again.
+        copy.set_modified(own.modified()?)?;
+        copy.sync_all()?;
+        fs::rename(&beside, &place)?;
+        Ok(true)
+    }
+
+    fn configuration(&self) -> io::Result<Installed> {
+        let Some(path) = active(&self.configurations)? else {
+            return Ok(Installed::NoNetwork);
+        };
+        let mut network = read(&path)?;
+        let is_single = network.get("plugins").is_none();
+        if is_single {
+            network = json!({
+                "cniVersion": network["cniVersion"],
+                "name": network["name"],
+                "plugins": [network],
+            });
+        }
+        let plugins = plugins(&mut network, &path)?;
+        let wanted = self.entry();
+        if plugins.last() == Some(&wanted) && plugins.iter().filter(is_ours).count() == 1 {
+            return Ok(Installed::Already);
+        }
+        plugins.retain(|plugin| !is_ours(&plugin));
+        plugins.push(wanted);
+        if is_single {
+            replace(&path.with_extension("conflist"), &network)?;
+            fs::rename(&path, put_away(&path))?;
+        } else {
+            replace(&path, &network)?;
+        }
+        Ok(Installed::Now)
+    }
+
+    fn entry(&self) -> Value {
+        json!({
+            "type": NAME,
+            "socket": self.socket,
+            "onFailure": self.on_failure,
+            "exclude": self.exclude,
+            "capabilities": { "io.kubernetes.cri.pod-annotations": true },
+        })
+    }
+}
+
+/// Takes the plugin out of every configuration, then out of `programs`. Says each thing
+/// it removed.
+pub fn uninstall(configurations: &Path, programs: &Path) -> io::Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for path in candidates(configurations)? {
+        let Ok(mut network) = read(&path) else {
+            continue;
+        };
+        let Ok(plugins) = plugins(&mut network, &path) else {
+            continue;
+        };
+        if !plugins.iter().any(|plugin| is_ours(&plugin)) {
+            continue;
+        }
+        let single = path.with_extension("conf");
+        if put_away(&single).exists() {
+            fs::rename(put_away(&single), &single)?;
+            fs::remove_file(&path)?;
+        } else {
+            plugins.retain(|plugin| !is_ours(&plugin));
+            replace(&path, &network)?;
+        }
+        removed.push(format!("{NAME} from {}", path.display()));
+    }
+    let program = programs.join(NAME);
+    match fs::remove_file(&program) {
+        Ok(()) => removed.push(format!("plugin {}", program.display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(at(&program, error)),
+    }
+    Ok(removed)
+}
+
+fn is_ours(plugin: &&Value) -> bool {
+    plugin["type"] == NAME
+}
+
+fn plugins<'a>(network: &'a mut Value, path: &Path) -> io::Result<&'a mut Vec<Value>> {
+    let plugins = network.get_mut("plugins").and_then(Value::as_array_mut);
+    plugins.ok_or_else(|| at(path, io::Error::other("it has no list of plugins")))
+}
+
+/// What the runtime would use, by libcni's rules.
+fn active(directory: &Path) -> io::Result<Option<PathBuf>> {
+    Ok(candidates(directory)?.into_iter().next())
+}
+
+fn candidates(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(at(directory, error)),
+    };
+    let mut found: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            let extension = path.extension().and_then(|extension| extension.to_str());
+            matches!(extension, Some("conf" | "conflist" | "json"))
+        })
+        .collect();
+    found.sort();
+    Ok(found)
+}
+
+fn read(path: &Path) -> io::Result<Value> {
+    let text = fs::read(path).map_err(|error| at(path, error))?;
+    serde_json::from_slice(&text).map_err(|error| at(path, error.into()))
+}
+
+fn replace(path: &Path, network: &Value) -> io::Result<()> {
+    let beside = beside(path);
+    let write = || {
+        let mut file = File::create(&beside)?;
+        file.set_permissions(Permissions::from_mode(0o644))?;
+        file.write_all(&serde_json::to_vec_pretty(network)?)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    write().map_err(|error| at(path, error))
+}
+
+/// A name that no runtime reads.
+fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}", std::process::id()))
+}
+
+fn put_away(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{name}.{PUT_AWAY}"))
+}
+
+fn at(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,124 @@
+//! Who decides: this agent, the one before it, or the one after it.
+
+use super::{Enrolment, EnrolmentError, Members, Tenure};
+use crate::keeper::Keeper;
+use crate::passing::Door;
+use crate::pod::{Pod, PodError};
+use duet_core::WorkloadName;
+use duet_ebpf::NetnsCookie;
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use tokio::sync::MutexGuard;
+
+impl Enrolment {
+    /// The members, to be changed.
+    pub(super) async fn holding(&self) -> Result<MutexGuard<'_, Members>, EnrolmentError> {
+        let members = self.members.lock().await;
+        match members.tenure {
+            Tenure::Holding => Ok(members),
+            Tenure::Coming | Tenure::Going => Err(EnrolmentError::HandingOver),
+        }
+    }
+
+    /// This agent decides from here on. What it has is kept by `keeper`, if there is
+    /// one, and what it has not is no longer.
+    pub async fn hold(&self, keeper: Option<Arc<Keeper>>) {
+        let mut members = self.members.lock().await;
+        members.tenure = Tenure::Holding;
+        members.keeper = keeper;
+        for member in members.present.values() {
+            members.keep(&member.pod);
+        }
+        let missing: BTreeSet<NetnsCookie> =
+            members.missing.values().map(|one| one.netns).collect();
+        let mut inherited = std::mem::take(&mut members.inherited);
+        for (netns, _) in inherited.extract_if(|netns, _| !missing.contains(netns)) {
+            members.close(netns);
+        }
+        members.inherited = inherited;
+    }
+
+    /// All listeners, for a successor; from here on nobody is enrolled or removed.
+    ///
+    /// # Errors
+    /// When a handover is under way already.
+    pub async fn lay_down(&self) -> Result<Vec<(Door, Vec<OwnedFd>)>, EnrolmentError> {
+        let mut members = self.holding().await?;
+        let share = |pod: &Pod| {
+            let files = pod.listeners().into_iter();
+            let files = files.map(|file| file.try_clone_to_owned());
+            let files = files.collect::<Result<_, _>>();
+            files
+                .map(|files| (pod.door(), files))
+                .map_err(|error| PodError::Share {
+                    netns: pod.netns().path().display().to_string(),
+                    error,
+                })
+        };
+        let doors = members.present.values().map(|member| share(&member.pod));
+        let doors = doors.collect::<Result<_, _>>()?;
+        members.tenure = Tenure::Going;
+        Ok(doors)
+    }
+
+    /// The successor did not take it: everything is as it was before.
+    pub async fn resume(&self) -> Result<(), EnrolmentError> {
+        let mut members = self.members.lock().await;
+        members.tenure = Tenure::Holding;
+        self.interception.reattach().map_err(PodError::from)?;
+        for member in members.present.values_mut() {
+            member.pod.steer_again()?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of what the successor has taken, all but the connections.
+    pub async fn release(&self) {
+        let mut members = self.members.lock().await;
+        if let Some(keeper) = members.keeper.take()
+            && let Err(error) = keeper.released()
+        {
+            tracing::error!(%error, "telling the supervisor of the handover");
+        }
+        members.present.clear();
+        members.missing.clear();
+        members.inherited.clear();
+        self.count(&members);
+    }
+
+    /// The workloads that have a certificate.
+    pub async fn served(&self) -> BTreeSet<WorkloadName> {
+        let members = self.members.lock().await;
+        let served = members.present.iter();
+        served
+            .filter(|(_, member)| member.certified.load(Relaxed))
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+}
+
+// === impl Members ===
+
+impl Members {
+    /// With the supervisor, so that the listeners outlive this process.
+    pub(super) fn keep(&self, pod: &Pod) {
+        if let Some(keeper) = &self.keeper
+            && let Err(error) = keeper.keep(pod.door(), &pod.listeners())
+        {
+            let netns = pod.netns().path().display();
+            tracing::error!(%netns, %error, "its listeners will not outlive this process");
+        }
+    }
+
+    /// Wherever else they are kept.
+    pub(super) fn close(&mut self, netns: NetnsCookie) {
+        self.inherited.remove(&netns);
+        if let Some(keeper) = &self.keeper
+            && let Err(error) = keeper.close(netns)
+        {
+            tracing::error!(netns, %error, "the supervisor may still have its listeners");
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! A life of the agent: what it inherits, when it begins to accept, what it leaves.
+
+use crate::api::Api;
+use crate::cni::{self, Install, Installed};
+use crate::enrolment::{Enrolment, Tenure};
+use crate::handover::{self, Estate, Predecessor};
+use crate::interception::{Before, Interception};
+use crate::keeper::{BEAT, Keeper, Left};
+use crate::passing::Inherited;
+use crate::reconcile::Reconciler;
+use crate::succession::{Parts, Succession, aside};
+use crate::tally::{Counters, Tally};
+use duet_core::{Error, Ports, Proxy, ProxyArgs, ReadyGuard, WorkloadName};
+use duet_ebpf::NetnsCookie;
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep};
+
+/// How long a successor waits for the certificates that its predecessor has. With
+/// duet-control there, as it was a moment before, all come within a second.
+const CERTIFIED_WITHIN: Duration = Duration::from_secs(15);
+
+/// How often it looks whether it has them all.
+const LOOK: Duration = Duration::from_millis(10);
+
+pub struct Settings {
+    pub node: String,
+    pub socket: PathBuf,
+    pub bpffs: PathBuf,
+    pub cgroup: Option<PathBuf>,
+    /// Standard input is a supervisor's socket.
+    pub is_supervised: bool,
+    /// After a handover it waits for SIGTERM.
+    pub stays: bool,
+    pub instance: Option<String>,
+    pub handover_drain_timeout: Duration,
+    pub cni: Option<Install>,
+    pub proxy: ProxyArgs,
+}
+
+/// What there is when an agent begins.
+struct Inheritance {
+    before: Before,
+    doors: HashMap<NetnsCookie, Inherited>,
+    api: Option<OwnedFd>,
+    tally: Tally,
+    /// The workloads that the predecessor serves, and its name.
+    served: BTreeSet<WorkloadName>,
+    came_from: Option<String>,
+}
+
+/// Runs an agent until SIGTERM, or until another has taken over.
+pub async fn run(settings: Settings) -> Result<(), Error> {
+    let terminate = signal(SignalKind::terminate()).map_err(|error| wrong(&error))?;
+    let (keeper, left) = match settings.is_supervised {
+        true => Keeper::begin().map(|(keeper, left)| (Some(Arc::new(keeper)), left)),
+        false => Ok((None, Left::default())),
+    }
+    .map_err(|error| wrong(&error))?;
+    // Its own last life still has the API's socket.
+    let predecessor = match left.api {
+        Some(_) => None,
+        None => Predecessor::find(&settings.socket).map_err(|error| wrong(&error))?,
+    };
+    let node = settings.node.clone();
+    let proxy = Proxy::start_on(Ports::Shared, settings.proxy.clone(), "agent", node).await?;
+    let counters = Arc::new(OnceLock::new());
+    if let Some(keeper) = &keeper {
+        let beat = beat(keeper.clone(), proxy.clone(), left.tally, counters.clone());
+        tokio::spawn(beat);
+    }
+    let before_it = "handover: the agent before this one has everything still";
+    let waiting = predecessor
+        .as_ref()
+        .map(|_| proxy.not_ready_until(before_it));
+    let (predecessor, inheritance) = match predecessor {
+        Some(predecessor) => {
+            proxy.hold_back();
+            let (predecessor, estate) = succeed(&settings, &proxy, predecessor).await?;
+            (Some(predecessor), Inheritance::of_agent(estate))
+        }
+        None => (None, Inheritance::of_process(left)),
+    };
+    let registered = Counters::new(proxy.registry(), inheritance.tally);
+    let registered = registered.map_err(|error| wrong(&error))?;
+    let counters = counters.get_or_init(|| registered);
+    let cgroup = settings.cgroup.as_deref();
+    let interception = Interception::after(inheritance.before, &settings.bpffs, cgroup);
+    let interception = Arc::new(interception.map_err(|error| wrong(&error))?);
+    let tenure = match predecessor {
+        Some(_) => Tenure::Coming,
+        None => Tenure::Holding,
+    };
+    let enrolment = Enrolment::start(interception, proxy.clone(), inheritance.doors, tenure);
+    let enrolment = enrolment.await.map_err(|error| wrong(&error))?;
+    if let Some(predecessor) = predecessor {
+        take(&enrolment, predecessor, inheritance.served, counters).await?;
+    }
+    enrolment.hold(keeper.clone()).await;
+    proxy.accept();
+    let api = match inheritance.api {
+        Some(listener) => Api::inherit(listener, &settings.socket),
+        None => Api::bind(&settings.socket),
+    };
+    let api = api.map_err(|error| wrong(&error))?;
+    if let Some(keeper) = keeper {
+        let listener = api.share().map_err(|error| wrong(&error))?;
+        let kept = keeper.keep_api(listener.as_fd());
+        kept.map_err(|error| wrong(&error))?;
+    }
+    let parts = Parts {
+        enrolment,
+        proxy,
+        counters: counters.clone(),
+        instance: settings.instance.clone(),
+        came_from: inheritance.came_from,
+        drain_timeout: settings.handover_drain_timeout,
+    };
+    drop(waiting);
+    serve(&settings, terminate, parts, api).await
+}
+
+/// What a running agent does, to its end.
+async fn serve(
+    settings: &Settings,
+    terminate: Signal,
+    parts: Parts,
+    api: Api,
+) -> Result<(), Error> {
+    let proxy = parts.proxy.clone();
+    let reconciler = Reconciler::new(parts.enrolment.clone(), proxy.clone());
+    let reconciler = reconciler.map_err(|error| wrong(&error))?;
+    tokio::spawn(proxy.draining().run_until_cancelled_owned(reconciler.run()));
+    if let Some(install) = settings.cni.clone() {
+        let installing = keep_installed(install, proxy.not_ready_until("CNI: not installed yet"));
+        tokio::spawn(proxy.draining().run_until_cancelled_owned(installing));
+    }
+    let succession = Succession::new(parts, &api).map_err(|error| wrong(&error))?;
+    let serving = api.serve(succession.clone());
+    let serving = tokio::spawn(succession.over().run_until_cancelled_owned(serving));
+    end(settings, terminate, proxy, &succession).await;
+    serving.abort();
+    let _ = serving.await;
+    Ok(())
+}
+
+/// Is given what the agent has that runs. Before that it makes sure of duet-control,
+/// without which it would be worse than what there is.
+async fn succeed(
+    settings: &Settings,
+    proxy: &Proxy,
+    predecessor: Predecessor,
+) -> Result<(Predecessor, Estate), Error> {
+    tracing::info!("an agent runs already: taking over from it once duet-control has answered");
+    let mut discovered = proxy.discovered();
+    let known = discovered.wait_for(|version| *version > 0).await;
+    known.map_err(|error| wrong(&error))?;
+    let request = handover::request(settings.instance.clone());
+    let asked = aside(move || {
+        let estate = predecessor.ask(&request)?;
+        Ok::<_, handover::HandoverError>((predecessor, estate))
+    });
+    let asked = asked.await.map_err(|error| wrong(&error))?;
+    asked.map_err(|error| wrong(&error))
+}
+
+/// Takes over, as soon as it can do for all workloads what the predecessor does.
+async fn take(
+    enrolment: &Arc<Enrolment>,
+    predecessor: Predecessor,
+    wanted: BTreeSet<WorkloadName>,
+    counters: &Counters,
+) -> Result<(), Error> {
+    let until = Instant::now() + CERTIFIED_WITHIN;
+    loop {
+        let served = enrolment.served().await;
+        let Some(first) = wanted.difference(&served).next() else {
+            break;
+        };
+        if Instant::now() >= until {
+            return Err(Error::Mode(format!(
+                "not taking over: no certificate for {first} within {CERTIFIED_WITHIN:?}, and the \
+                 agent before this one has it"
+            )));
+        }
+        sleep(LOOK).await;
+    }
+    let taken = aside(move || predecessor.take().map(|()| predecessor)).await;
+    let predecessor = taken.map_err(|error| wrong(&error))?;
+    let predecessor = predecessor.map_err(|error| wrong(&error))?;
+    counters.handed_over();
+    tracing::info!(workloads = wanted.len(), "taken over");
+    let counters = counters.clone();
+    tokio::spawn(async move {
+        if let Ok(cut @ 1..) = aside(move || predecessor.cut()).await {
+            counters.cut_by_handover(cut);
+            tracing::warn!(
+                cut,
+                "the agent before this one has cut connections at its end"
+            );
+        }
+    });
+    Ok(())
+}
+
+/// Waits for the end, and drains.
+async fn end(settings: &Settings, mut terminate: Signal, proxy: Proxy, succession: &Succession) {
+    let over = succession.over();
+    let silence = proxy.clone();
+    let stays = settings.stays;
+    tokio::spawn(async move {
+        over.cancelled().await;
+        // Another's probes and scrapes must not come here. A pod's own still do.
+        if !stays {
+            silence.silence();
+        }
+    });
+    let cut = proxy.run_until_shutdown().await;
+    if let Some(successor) = succession.successor().await {
+        if let Err(error) = successor.cut(cut as u64) {
+            tracing::warn!(%error, cut, "the other agent does not know of what was cut");
+        }
+        if settings.stays {
+            terminate.recv().await;
+        }
+    }
+}
+
+/// Says that this process is well, though it may be waiting for duet-control.
+async fn beat(keeper: Arc<Keeper>, proxy: Proxy, before: Tally, counters: Arc<OnceLock<Counters>>) {
+    let mut ticks = tokio::time::interval(BEAT);
+    loop {
+        ticks.tick().await;
+        let tally = counters.get().map_or(before, Counters::tally);
+        if let Err(error) = keeper.beat(proxy.open_connections() as u64, tally) {
+            return tracing::error!(%error, "the supervisor does not hear this process");
+        }
+    }
+}
+
+/// Has the CNI plugin where it belongs, whoever else writes there. A runtime that has
+/// no network yet is no reason to be unready: its network's own pods may wait for this.
+async fn keep_installed(install: Install, ready: ReadyGuard) {
+    let mut ready = Some(ready);
+    let mut trouble = None;
+    loop {
+        let work = install.clone();
+        let looked = tokio::task::spawn_blocking(move || work.look()).await;
+        match looked.map_err(std::io::Error::other).flatten() {
+            Ok(installed) => {
+                if installed == Installed::Now {
+                    let place = install.configurations.display();
+                    tracing::info!(configurations = %place, "CNI plugin installed");
+                }
+                ready.take();
+                trouble = None;
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if trouble.as_ref() != Some(&error) {
+                    tracing::error!(error, "CNI plugin not installed");
+                    trouble = Some(error);
+                }
+            }
+        }
+        sleep(cni::LOOK).await;
+    }
+}
+
+fn wrong(error: &dyn std::error::Error) -> Error {
+    Error::Mode(error.to_string())
+}
+
+// === impl Inheritance ===
+
+impl Inheritance {
+    /// From the life before, by way of the supervisor; or nothing.
+    fn of_process(left: Left) -> Self {
+        Self {
+            before: match left.doors.is_empty() {
+                true => Before::Nothing,
+                false => Before::Listeners,
+            },
+            doors: left.doors,
+            api: left.api,
+            tally: left.tally,
+            served: BTreeSet::new(),
+            came_from: None,
+        }
+    }
+
+    fn of_agent(estate: Estate) -> Self {
+        Self {
+            before: Before::Agent(estate.lock),
+            doors: estate.doors,
+            api: Some(estate.api),
+            tally: estate.tally,
+            served: estate.served,
+            came_from: estate.instance,
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! The CNI plugin, driven by cnitool as a container runtime would, behind a real plugin.
+//!
+//! cnitool comes with the CNI project's Go module, the other plugins with Debian's
+//! containernetworking-plugins.
+
+mod daemon;
+mod discovery;
+mod world;
+
+use daemon::{Agent, BINARY, ask, eventually, log_of};
+use discovery::Discovery;
+use serde_json::{Value, json};
+use std::fs;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use world::{PATIENCE, TestPod, World, test};
+
+/// Where Debian, and where everybody else, has the plugins.
+const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
+
+const MODULE: &str = "github.com/containernetworking/cni/cnitool@v1.2.3";
+
+const NETWORK: &str = "pods";
+
+/// A container runtime's directories.
+struct Runtime<'a> {
+    world: &'a World,
+    cnitool: PathBuf,
+    plugins: &'static str,
+}
+
+/// How a pod's network was made.
+struct Made {
+    output: Output,
+    took: Duration,
+}
+
+impl<'a> Runtime<'a> {
+    /// None where what it takes is not there; says so.
+    fn new(world: &'a World) -> Option<Self> {
+        let plugins = PLUGINS
+            .into_iter()
+            .find(|it| Path::new(it).join("ptp").exists());
+        let cnitool = cnitool();
+        if plugins.is_none() || cnitool.is_none() {
+            world::tell(
+                "SKIPPED: needs Go, for cnitool, and the package containernetworking-plugins",
+            );
+        }
+        let runtime = Self {
+            world,
+            cnitool: cnitool?,
+            plugins: plugins?,
+        };
+        fs::create_dir(runtime.configurations()).unwrap();
+        fs::create_dir(runtime.programs()).unwrap();
+        Some(runtime)
+    }
+
+    fn configurations(&self) -> PathBuf {
+        self.world.scratch().join("net.d")
+    }
+
+    fn programs(&self) -> PathBuf {
+        self.world.scratch().join("cni-bin")
+    }
+
+    /// What another CNI writes there: pods on point-to-point links.
+    fn network(&self) -> Value {
+        json!({
+            "cniVersion": "1.0.0",
+            "name": NETWORK,
+            "plugins": [{
+                "type": "ptp",
+                "ipam": {
+                    "type": "host-local",
+                    "ranges": [[{ "subnet": "198.18.77.0/24" }]],
+                    "dataDir": self.world.scratch().join("ipam"),
+                },
+            }],
+        })
+    }
+
+    fn write(&self, network: &Value) {
+        let path = self.configurations().join("10-pods.conflist");
+        fs::write(path, network.to_string()).unwrap();
+    }
+
+    fn read(&self) -> Value {
+        let path = self.configurations().join("10-pods.conflist");
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap_or_default()
+    }
+
+    /// The plugins of the network, in order.
+    fn chain(&self) -> Vec<String> {
+        let network = self.read();
+        let plugins = network["plugins"].as_array().cloned().unwrap_or_default();
+        let types = plugins.iter().filter_map(|plugin| plugin["type"].as_str());
+        types.map(str::to_owned).collect()
+    }
+
+    fn cnitool(
+        &self,
+        verb: &str,
+        pod: &TestPod,
+        name: &str,
+        uid: &str,
+        stamp: Option<&str>,
+    ) -> Made {
+        let mut annotations = json!({ "some": "thing" });
+        if let Some(stamp) = stamp {
+            annotations["duet.dev/placement"] = stamp.into();
+        }
+        let runtime = json!({ "io.kubernetes.cri.pod-annotations": annotations });
+        let pod_is = format!(
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={name};K8S_POD_UID={uid}"
+        );
+        let began = Instant::now();
+        let output = Command::new(&self.cnitool)
+            .args([verb, NETWORK])
+            .arg(&pod.path)
+            .env("NETCONFPATH", self.configurations())
+            .env(
+                "CNI_PATH",
+                format!("{}:{}", self.programs().display(), self.plugins),
+            )
+            .env("CNI_IFNAME", "net1")
+            .env("CNI_ARGS", pod_is)
+            .env("CAP_ARGS", runtime.to_string())
+            .output()
+            .unwrap();
+        Made {
+            took: began.elapsed(),
+            output,
+        }
+    }
+
+    fn launch(&self, discovery: &Discovery, more: &[&str]) -> Agent {
+        let (configurations, programs) = (self.configurations(), self.programs());
+        let places = [
+            "--cni-conf-dir",
+            configurations.to_str().unwrap(),
+            "--cni-bin-dir",
+            programs.to_str().unwrap(),
+        ];
+        let more = [&places[..], more].concat();
+        Agent::launch(self.world, &discovery.control(), "run", &more)
+    }
+
+    fn cleanup(&self) -> String {
+        let output = Command::new(BINARY)
+            .args(["cleanup", "--bpffs"])
+            .arg(&self.world.bpffs)
+            .arg("--socket")
+            .arg(self.world.scratch().join("agent.sock"))
+            .arg("--cni-conf-dir")
+            .arg(self.configurations())
+            .arg("--cni-bin-dir")
+            .arg(self.programs())
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Made {
+    #[track_caller]
+    fn succeeded(&self) -> Value {
+        let said = String::from_utf8_lossy(&self.output.stdout);
+        let error = String::from_utf8_lossy(&self.output.stderr);
+        assert!(self.output.status.success(), "{said}{error}");
+        serde_json::from_str(&said).unwrap_or_default()
+    }
+
+    #[track_caller]
+    fn failed(&self) -> String {
+        assert!(!self.output.status.success());
+        let [said, error] =
+            [&self.output.stdout, &self.output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+        format!("{said}{error}")
+    }
+}
+
+/// Built once, into the directory of what cargo builds.
+fn cnitool() -> Option<PathBuf> {
+    let directory = Path::new(BINARY).parent()?.join("cnitool");
+    let program = directory.join("cnitool");
+    if !program.exists() {
+        let go = ["go", "/usr/local/go/bin/go"].into_iter();
+        let mut go = go.filter(|go| Command::new(go).arg("version").output().is_ok());
+        let built = Command::new(go.next()?)
+            .args(["install", MODULE])
+            .env("GOBIN", &directory)
+            .output();
+        built.ok().filter(|built| built.status.success())?;
+    }
+    Some(program)
+}
+
+/// The plugin by itself.
+fn plugin(command: &str, configuration: &str) -> (bool, Value) {
+    let mut child = Command::new(BINARY)
+        .env("CNI_COMMAND", command)
+        .env("CNI_NETNS", "/proc/self/ns/net")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _ = child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(configuration.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    let said = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    (output.status.success(), said)
+}
+
+fn is_redirected(pod: &TestPod, to: SocketAddr) -> bool {
+    let stream = pod.run(|| TcpStream::connect_timeout(&to, PATIENCE));
+    stream.unwrap().local_addr().unwrap().ip().is_loopback()
+}
+
+#[test]
+fn a_pod_is_redirected_before_anything_runs_in_it() {
+    test("a_pod_is_redirected_before_anything_runs_in_it", |world| {
+        let Some(runtime) = Runtime::new(world) else {
+            return;
+        };
+        runtime.write(&runtime.network());
+        let discovery = Discovery::start(world);
+        let agent = runtime.launch(&discovery, &[]);
+        eventually(|| ask(world, "list", &[]).status.success() && agent.ready().0 == 200);
+        assert_eq!(runtime.chain(), ["ptp", "duet-cni"]);
+
+        let there = world.b.serve((Ipv4Addr::UNSPECIFIED, 0));
+        let out = SocketAddr::new(world.b.v4, there.port());
+        let uid = world.uid(1);
+        let made = std::thread::scope(|scope| {
+            let making =
+                scope.spawn(|| runtime.cnitool("add", &world.a, "web-0", &uid, Some("agent")));
+            // Discovery takes its time, and the pod waits for it.
+            std::thread::sleep(Duration::from_millis(500));
+            assert!(!making.is_finished());
+            discovery.place("web-0", &uid, &[]);
+            making.join().unwrap()
+        });
+        // No process of the pod's has been there.
+        assert!(is_redirected(&world.a, out));
+        let result = made.succeeded();
+        let address = result["ips"][0]["address"].as_str().unwrap();
+        assert!(address.starts_with("198.18.77."), "{result}");
+        assert_eq!(result["cniVersion"], "1.0.0");
+        let enrolled = "duet_agent_cni_requests_total{outcome=\"enrolled\"}";
+        assert_eq!(agent.metric(enrolled), 1.0);
+
+        let check = |name: &str| runtime.cnitool("check", &world.a, name, &uid, Some("agent"));
+        check("web-0").succeeded();
+        assert!(check("web-9").failed().contains("not enrolled"));
+
+        // Its first process is found to be where it is expected.
+        let _process = world.pause(&uid, Some(&world.a));
+        eventually(|| daemon::is_enrolled(world, "web-0"));
+        assert_eq!(agent.metric("duet_agent_enrolment_gap_seconds_count"), 0.0);
+        runtime
+            .cnitool("del", &world.a, "web-0", &uid, Some("agent"))
+            .succeeded();
+        discovery.take_away("web-0");
+        eventually(|| daemon::told(world, "list", &[]).is_empty());
+    });
+}
+
+#[test]
+fn without_the_agent_a_meshed_pod_does_not_start_and_others_do() {
+    test(
+        "without_the_agent_a_meshed_pod_does_not_start_and_others_do",
+        |world| {
+            let Some(runtime) = Runtime::new(world) else {
+                return;
+            };
+            runtime.write(&runtime.network());
+            let discovery = Discovery::start(world);
+            let uid = world.uid(1);
+            let agent = runtime.launch(&discovery, &[]);
+            eventually(|| ask(world, "list", &[]).status.success() && agent.ready().0 == 200);
+            agent.kill();
+
+            let refused = runtime.cnitool("add", &world.a, "web-0", &uid, Some("agent"));
+            let why = refused.failed();
+            assert!(
+                why.contains("default/web-0 is to be meshed, and no agent listens on"),
+                "{why}"
+            );
+            runtime
+                .cnitool("del", &world.a, "web-0", &uid, Some("agent"))
+                .succeeded();
+            // Not stamped, not meant.
+            let other = runtime.cnitool("add", &world.a, "web-1", &uid, None);
+            other.succeeded();
+            assert!(other.took < Duration::from_secs(4), "{:?}", other.took);
+            runtime
+                .cnitool("del", &world.a, "web-1", &uid, None)
+                .succeeded();
+            let sidecars = runtime.cnitool("add", &world.a, "web-2", &uid, Some("sidecar"));
+            sidecars.succeeded();
+            runtime
+                .cnitool("del", &world.a, "web-2", &uid, Some("sidecar"))
+                .succeeded();
+
+            let mut lenient = runtime.read();
+            lenient["plugins"][1]["onFailure"] = "passthrough".into();
+            runtime.write(&lenient);
+            runtime
+                .cnitool("add", &world.a, "web-0", &uid, Some("agent"))
+                .succeeded();
+            runtime
+                .cnitool("del", &world.a, "web-0", &uid, Some("agent"))
+                .succeeded();
+        },
+    );
+}
+
+#[test]
+fn it_stays_in_the_chain_whoever_writes_there_and_cleanup_takes_it_out() {
+    test(
+        "it_stays_in_the_chain_whoever_writes_there_and_cleanup_takes_it_out",
+        |world| {
+            let scratch = world.scratch();
+            let runtime = Runtime {
+                world,
+                cnitool: PathBuf::new(),
+                plugins: "",
+            };
+            fs::create_dir(runtime.configurations()).unwrap();
+            fs::create_dir(runtime.programs()).unwrap();
+            let discovery = Discovery::start(world);
+            // There is no network yet.
+            let agent = runtime.launch(&discovery, &["--cni-on-failure", "passthrough"]);
+            eventually(|| runtime.programs().join("duet-cni").exists());
+            eventually(|| agent.ready().0 == 200);
+            runtime.write(&runtime.network());
+            eventually(|| runtime.chain() == ["ptp", "duet-cni"]);
+            let entry = runtime.read()["plugins"][1].clone();
+            assert_eq!(entry["onFailure"], "passthrough");
+            assert_eq!(entry["exclude"], json!(["kube-system", "duet-system"]));
+
+            let mut other = runtime.network();
+            other["plugins"]
+                .as_array_mut()
+                .unwrap()
+                .push(json!({ "type": "portmap" }));
+            runtime.write(&other);
+            eventually(|| runtime.chain() == ["ptp", "portmap", "duet-cni"]);
+            // Half written, for as long as that takes.
+            let path = runtime.configurations().join("10-pods.conflist");
+            fs::write(&path, "{\"cniVersion\":").unwrap();
+            eventually(|| log_of(world).contains("CNI plugin not installed"));
+            assert_eq!(fs::read_to_string(&path).unwrap(), "{\"cniVersion\":");
+            runtime.write(&other);
+            eventually(|| runtime.chain() == ["ptp", "portmap", "duet-cni"]);
+            fs::remove_file(runtime.programs().join("duet-cni")).unwrap();
+            eventually(|| runtime.programs().join("duet-cni").exists());
+
+            assert!(agent.stop().success());
+            let removed = runtime.cleanup();
+            assert!(removed.contains("removed duet-cni from "), "{removed}");
+            assert!(removed.contains("removed plugin "), "{removed}");
+            assert_eq!(runtime.read(), other);
+            assert!(!runtime.programs().join("duet-cni").exists());
+            let left = fs::read_dir(scratch.join("net.d")).unwrap().count();
+            assert_eq!(left, 1);
+        },
+    );
+}
+
+#[test]
+fn a_single_plugin_becomes_a_chain_and_is_brought_back() {
+    test(
+        "a_single_plugin_becomes_a_chain_and_is_brought_back",
+        |world| {
+            let runtime = Runtime {
+                world,
+                cnitool: PathBuf::new(),
+                plugins: "",
+            };
+            fs::create_dir(runtime.configurations()).unwrap();
+            fs::create_dir(runtime.programs()).unwrap();
+            let single = runtime.configurations().join("10-pods.conf");
+            let text = r#"{"cniVersion":"0.4.0","name":"pods","type":"bridge"}"#;
+            fs::write(&single, text).unwrap();
+            let discovery = Discovery::start(world);
+            let agent = runtime.launch(&discovery, &[]);
+            eventually(|| !single.exists());
+            assert_eq!(runtime.chain(), ["bridge", "duet-cni"]);
+            assert_eq!(runtime.read()["name"], "pods");
+            assert!(agent.stop().success());
+            runtime.cleanup();
+            assert_eq!(fs::read_to_string(&single).unwrap(), text);
+            assert_eq!(fs::read_dir(runtime.configurations()).unwrap().count(), 1);
+        },
+    );
+}
+
+#[test]
+fn it_speaks_as_the_specification_says() {
+    let (ok, version) = plugin("VERSION", "{\"cniVersion\":\"1.1.0\"}");
+    assert!(ok);
+    assert_eq!(version["cniVersion"], "1.1.0");
+    assert!(
+        version["supportedVersions"]
+            .as_array()
+            .unwrap()
+            .contains(&json!("1.1.0"))
+    );
+    let configuration = |version: &str| {
+        format!(
+            r#"{{"cniVersion":"{version}","name":"pods","type":"duet-cni","socket":"/nowhere"}}"#
+        )
+    };
+    for command in ["DEL", "GC", "STATUS", "CHECK"] {
+        // Nothing is said where all is well, and no agent is asked.
+        assert_eq!(
+            plugin(command, &configuration("1.1.0")),
+            (true, Value::Null),
+            "{command}"
+        );
+    }
+    for (command, configuration, code) in [
+        ("ADD", configuration("1.1.0"), 7),
+        ("ADD", configuration("9.0.0"), 1),
+        ("ADD", "nonsense".to_owned(), 6),
+        ("FLY", configuration("1.1.0"), 4),
+    ] {
+        let (ok, error) = plugin(command, &configuration);
+        assert!(!ok);
+        assert_eq!(error["code"], code, "{error}");
+        assert!(!error["msg"].as_str().unwrap().is_empty());
+    }
+}
