@@ -116,7 +116,7 @@ struct RunArgs {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
-    /// Scenarios to run, as in L1,I1; all by default
+    /// Scenarios to run, as in L1,I1; by default all that the profile has time for
     #[arg(long, value_delimiter = ',', value_name = "IDS")]
     scenarios: Vec<Id>,
 
@@ -427,8 +427,12 @@ fn plan(cluster: ClusterKind, profile: Profile, seed: u64, scenarios: &[Id], arm
     let kubelet = matches!(cluster, ClusterKind::Kube);
     let scenarios: Vec<Id> = Id::ALL
         .into_iter()
-        .filter(|id| scenarios.is_empty() || scenarios.contains(id))
+        .filter(|id| match scenarios {
+            [] => id.asked_in(profile),
+            chosen => chosen.contains(id),
+        })
         .filter(|id| kubelet || !id.needs_kubelet())
+        .filter(|id| !kubelet || !id.needs_netns())
         .collect();
     let speaks = |arm: &Arm| scenarios.iter().any(|id| id.runs_in(*arm, profile));
     Plan {
@@ -533,16 +537,20 @@ fn measure(args: RunArgs) -> Result<u8, Trouble> {
             humantime::format_duration(budget)
         );
     }
-    let kubeless: Vec<&str> = args
+    let misplaced: Vec<&str> = args
         .scenarios
         .iter()
         .filter(|id| !plan.scenarios.contains(id))
         .map(|id| id.name())
         .collect();
-    if !kubeless.is_empty() {
+    if !misplaced.is_empty() {
+        let (needs, instead) = match args.cluster {
+            ClusterKind::Netns => ("a kubelet", "kube"),
+            ClusterKind::Kube => ("network namespaces", "netns"),
+        };
         return Err(Trouble::usage(format!(
-            "--scenarios: {} need a kubelet: add --cluster kube, or leave them out",
-            kubeless.join(", ")
+            "--scenarios: {} need {needs}: add --cluster {instead}, or leave them out",
+            misplaced.join(", ")
         )));
     }
     let idle: Vec<&str> = plan

@@ -40,8 +40,22 @@ fn what_needs_a_kubelet_is_asked_where_there_is_one() {
     assert!(!here.scenarios.iter().any(|id| id.needs_kubelet()));
     assert!(!here.arms.contains(&Arm::ClassicSidecar));
     let there = all(ClusterKind::Kube);
-    assert_eq!(there.scenarios, Id::ALL);
+    assert!(there.scenarios.contains(&Id::S1) && !there.scenarios.contains(&Id::F2));
     assert_eq!(there.arms, Arm::ALL);
     let timed = plan(ClusterKind::Kube, Profile::Smoke, 1, &[Id::L1], &[]);
     assert!(!timed.arms.contains(&Arm::ClassicSidecar));
+}
+
+#[test]
+fn what_takes_long_is_asked_by_name_or_in_a_full_run() {
+    let quick = plan(ClusterKind::Netns, Profile::Quick, 1, &[], &[]);
+    assert!(!quick.scenarios.contains(&Id::F2) && quick.scenarios.contains(&Id::X2));
+    let named = plan(ClusterKind::Netns, Profile::Quick, 1, &[Id::F2], &[]);
+    assert_eq!(named.scenarios, [Id::F2]);
+    let full = plan(ClusterKind::Netns, Profile::Full, 1, &[], &[]);
+    let here = |id: &&Id| !id.needs_kubelet();
+    assert_eq!(
+        full.scenarios,
+        Id::ALL.iter().filter(here).copied().collect::<Vec<_>>()
+    );
 }

@@ -11,6 +11,7 @@ pub mod scenario;
 pub mod accounting;
 pub mod attend;
 pub mod cluster;
+mod descriptors;
 pub mod doctor;
 pub mod errand;
 pub mod load;

@@ -10,6 +10,7 @@ mod cpu;
 mod keyscan;
 mod memory;
 mod pressure;
+mod privileges;
 
 pub use baseline::Baseline;
 pub use bpf::{BpfPrograms, BpfStats, BpfUse};
@@ -18,6 +19,7 @@ pub use cpu::{MachineCpu, ProcessCpu};
 pub use keyscan::{Certified, KeyScan, KnownKeys, scan_process};
 pub use memory::{Rollup, open_files};
 pub use pressure::CpuPressure;
+pub use privileges::Privileges;
 
 use std::path::PathBuf;
 

@@ -146,8 +146,8 @@ fn why_not(comparison: &Comparison) -> String {
 /// The same text with spaces that do not break, where a line must not end: within an interval,
 /// before a bracket or a unit.
 pub fn unbroken(text: &str) -> String {
-    const UNITS: [&str; 13] = [
-        "µs", "ms", "ns", "s", "MiB", "GiB", "%", "bytes", "kB", "MB", "pods", "key", "keys",
+    const UNITS: [&str; 14] = [
+        "µs", "ms", "ns", "s", "KiB", "MiB", "GiB", "%", "bytes", "kB", "MB", "pods", "key", "keys",
     ];
     let mut out = String::with_capacity(text.len());
     let mut words = text.split(' ').peekable();

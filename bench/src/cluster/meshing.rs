@@ -25,6 +25,9 @@ const STARTING_AT_ONCE: usize = 4;
 /// How often the control plane is asked whether it is ready.
 const PROBE_EVERY: Duration = Duration::from_millis(10);
 
+/// Of an agent, as deploy/base/agent.yaml gives it: whoever takes it over has these, and no scenario may count others.
+const AGENT_CAPABILITIES: [&str; 2] = ["sys_admin", "sys_ptrace"];
+
 impl Inner {
     /// Gives new pods their proxies and waits for them.
     pub(super) fn mesh_pods(&self, entries: &[PodEntry]) -> Result<()> {
@@ -236,6 +239,7 @@ impl Inner {
         let cgroup = self.agent_cgroup(number);
         cgroup.make()?;
         let spawn = Spawn::in_node(number, &program)
+            .only_capabilities(&AGENT_CAPABILITIES)
             .args(["run", "--node", &node.name, "--socket"])
             .arg(&socket)
             .arg("--bpffs")

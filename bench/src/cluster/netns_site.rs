@@ -12,8 +12,8 @@ use super::site::{
 use super::spec::{Limits, Placement, PodSpec};
 use super::state::BPFFS;
 use crate::accounting::{
-    BpfPrograms, BpfStats, Certified, CpuPressure, KeyScan, KnownKeys, MachineCpu, ProcessCpu,
-    Rollup, open_files, scan_control, scan_process,
+    BpfPrograms, BpfStats, Certified, CpuPressure, KeyScan, KnownKeys, MachineCpu, Privileges,
+    ProcessCpu, Rollup, open_files, scan_control, scan_process,
 };
 use crate::load::LoadReport;
 use crate::results;
@@ -269,6 +269,35 @@ impl Cluster for NetnsBed {
 
     fn kill(&self, proxy: &str, restart: Restart) -> Result<u64> {
         self.0.cluster.kill_proxy(proxy, Signal::SIGKILL, restart)
+    }
+
+    fn pause(&self, proxy: &str) -> Result<u64> {
+        let cluster = &self.0.cluster;
+        cluster.kill_proxy(proxy, Signal::SIGSTOP, Restart::AtOnce)
+    }
+
+    fn unpause(&self, proxy: &str) -> Result<()> {
+        let cluster = &self.0.cluster;
+        cluster
+            .kill_proxy(proxy, Signal::SIGCONT, Restart::AtOnce)
+            .map(drop)
+    }
+
+    fn privileges(&self, proxy: &str) -> Result<Privileges> {
+        let proxy = self.0.cluster.proxy(proxy)?;
+        let pid = proxy.pid.ok_or_else(|| {
+            ClusterError::Unsupported(format!("{} is dead: it may do nothing", proxy.name))
+        })?;
+        let node = self.0.cluster.node(proxy.node)?;
+        Ok(Privileges::read(pid, &node.netns.path())?)
+    }
+
+    fn control(&self, there: bool) -> Result<()> {
+        if there {
+            self.0.cluster.start_control()
+        } else {
+            self.0.cluster.stop_control()
+        }
     }
 
     fn starve(&self, _proxy: &str, _headroom: u64) -> Result<()> {

@@ -62,6 +62,7 @@ pub struct Spawn {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     uid: Option<u32>,
+    capabilities: Option<&'static [&'static str]>,
     name: Option<String>,
     fifo: Option<u8>,
     nice: Option<i8>,
@@ -135,6 +136,7 @@ impl Spawn {
             args: Vec::new(),
             env: Vec::new(),
             uid: None,
+            capabilities: None,
             name: None,
             fifo: None,
             nice: None,
@@ -161,6 +163,12 @@ impl Spawn {
     /// Runs as this user and group, with no capabilities and no way to gain any.
     pub fn uid(mut self, uid: u32) -> Self {
         self.uid = Some(uid);
+        self
+    }
+
+    /// Keeps root's user and these capabilities (as in "sys_admin") only, with no way to gain others.
+    pub fn only_capabilities(mut self, names: &'static [&'static str]) -> Self {
+        self.capabilities = Some(names);
         self
     }
 
@@ -233,6 +241,13 @@ impl Spawn {
                 "-all",
                 "--no-new-privs",
             ]);
+        }
+        if let Some(names) = self.capabilities {
+            let bounding = names
+                .iter()
+                .fold("-all".to_owned(), |set, name| format!("{set},+{name}"));
+            command.args(["--inh-caps", "-all", "--bounding-set", &bounding]);
+            command.arg("--no-new-privs");
         }
         command.arg("--").arg(&self.program).args(&self.args);
         command.env_clear();

@@ -7,10 +7,10 @@
 
 use super::capture::CaptureReport;
 use super::cgroup::MemoryUsage;
-use super::error::Result;
+use super::error::{ClusterError, Result};
 use super::proxy::{Life, Restart};
 use super::spec::{Limits, ParityRow, Placement, PodSpec, ServiceSpec};
-use crate::accounting::{BpfUse, Certified, CpuPressure, KeyScan, MachineCpu, Rollup};
+use crate::accounting::{BpfUse, Certified, CpuPressure, KeyScan, MachineCpu, Privileges, Rollup};
 use crate::load::LoadReport;
 use crate::results;
 use crate::run::Interrupt;
@@ -98,6 +98,29 @@ pub trait Cluster {
     /// Sends a proxy SIGKILL; returns when that was.
     fn kill(&self, proxy: &str, restart: Restart) -> Result<u64>;
 
+    /// Stops a proxy without ending it (SIGSTOP); returns when that was.
+    fn pause(&self, proxy: &str) -> Result<u64> {
+        Err(only_here("stopping", proxy))
+    }
+
+    /// Lets it go on.
+    fn unpause(&self, proxy: &str) -> Result<()> {
+        Err(only_here("resuming", proxy))
+    }
+
+    /// What a proxy's process may do.
+    fn privileges(&self, proxy: &str) -> Result<Privileges> {
+        Err(only_here("the privileges of", proxy))
+    }
+
+    /// Takes the mesh's control plane away, or brings it back and waits until it is ready.
+    fn control(&self, there: bool) -> Result<()> {
+        Err(only_here(
+            if there { "starting" } else { "ending" },
+            "the control plane",
+        ))
+    }
+
     /// Lowers a proxy's memory limit to what it uses and so many bytes more, and
     /// watches it die of that.
     fn starve(&self, proxy: &str, headroom: u64) -> Result<()>;
@@ -132,6 +155,11 @@ pub trait Cluster {
     /// Whether the same search finds the key of a process that is known to hold
     /// one, and no other.
     fn scan_control(&self, known: &[Certified], limit: Duration) -> Result<bool>;
+}
+
+/// What only clusters of network namespaces can do so far.
+fn only_here(what: &str, whom: &str) -> ClusterError {
+    ClusterError::Unsupported(format!("{what} {whom}: only with --cluster netns"))
 }
 
 /// A generator to be started.

@@ -143,6 +143,7 @@ impl LoadError {
 
 /// `duet-bench load`: generates, then writes the report. SIGINT and SIGTERM end the window early.
 pub async fn run(args: LoadArgs) -> Result<(), LoadError> {
+    crate::descriptors::raise_limit();
     let stop = Arc::new(AtomicBool::new(false));
     let out = args.out.clone();
     let running = run_in_thread(args, stop.clone());

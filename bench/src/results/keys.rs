@@ -4,6 +4,9 @@
 //! quantiles have the keys that [`super::Metric::quantile`] gives (`p50`, `p90`, `p99`,
 //! `first_byte_p50`).
 
+/// L3: requests/s within the objective.
+pub const CAPACITY: &str = "capacity_rps";
+
 /// L2: CPU of the whole node per new connection, µs.
 pub const CPU_PER_CONNECTION: &str = "cpu_us_per_connection";
 
@@ -22,6 +25,12 @@ pub const NODE_CPU_PER_REQUEST: &str = "node_cpu_us_per_request";
 pub const EBPF_PER_REQUEST: &str = "ebpf_ns_per_request";
 /// R2: context switches of the node per request.
 pub const SWITCHES_PER_REQUEST: &str = "context_switches_per_request";
+
+/// R3: memory of the node's proxies for each idle connection, KiB.
+pub const KIB_PER_CONNECTION: &str = "kib_per_connection";
+/// R3: memory that the proxies hold, beyond what they held before, some time after all are closed, MiB.
+pub const HELD_AFTER_CLOSE: &str = "held_after_close_mib";
+pub const FDS_AFTER_CLOSE: &str = "fds_after_close";
 
 /// I1: the victim's goodput, 0…1, at `x` = the aggressor's multiple of its quota (0 = alone).
 pub const GOODPUT: &str = "goodput";
@@ -55,6 +64,28 @@ pub const KEYS_TOTAL: &str = "keys_total";
 pub const IDENTITIES: &str = "identities";
 /// X1: keys of a removed pod's identity that are still found.
 pub const KEYS_AFTER_REMOVAL: &str = "keys_after_removal";
+
+/// X2: capabilities of the node's most privileged proxy process.
+pub const CAPABILITIES: &str = "capabilities";
+/// X2: one value for each of them, with its name behind this.
+pub const CAPABILITY_PREFIX: &str = "cap_";
+/// X2: proxy processes of the node that run as root.
+pub const ROOT_PROXIES: &str = "root_proxies";
+/// X2: proxy processes in the node's network namespace.
+pub const NODE_NETWORK_PROXIES: &str = "node_network_proxies";
+/// X2: proxy processes whose system calls nobody filters.
+pub const UNFILTERED_PROXIES: &str = "unfiltered_proxies";
+
+/// F4: requests while the control plane was away, over kept and over new connections.
+pub const AWAY_REQUESTS: &str = "away_requests";
+/// F4: of which failed.
+pub const AWAY_FAILED: &str = "away_failed";
+/// F4: the control plane ends → the first request fails, ms; absent where none did.
+pub const FIRST_FAILURE: &str = "first_failure_ms";
+/// F4: 1 if a proxy that was killed meanwhile became ready again without it, else 0.
+pub const RESTARTS_ALONE: &str = "restarts_alone";
+/// F4: the control plane is back → that proxy is ready, ms.
+pub const BACK_WITH_CONTROL: &str = "back_with_control_ms";
 
 /// S1: pods started.
 pub const STARTS: &str = "starts";

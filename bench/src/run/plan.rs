@@ -34,11 +34,11 @@ pub struct Plan {
 /// How much of everything a profile does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pace {
-    /// Blocks of L1, L2, R2 and I1.
+    /// Blocks of L1, L2, R2, I1 and I2.
     pub blocks: u32,
-    /// Blocks of R1.
+    /// Blocks of R1, R3 and L3.
     pub memory_blocks: u32,
-    /// Blocks of F5 and X1, which count rather than infer.
+    /// Blocks of F4, F5, X1 and X2, which count rather than infer.
     pub counting_blocks: u32,
     /// Time for blocks beyond the planned ones, where void trials made planned ones
     /// incomplete. It depends on gates, never on what was measured.
@@ -67,7 +67,7 @@ pub struct Pace {
     pub aggression: &'static [u32],
     /// F1's meshed pods on the node whose proxy is killed.
     pub fault_pods: u32,
-    /// F1's injections per arm.
+    /// F1's and F2's injections per arm.
     pub injections: u32,
     /// F1's window: one second of it passes before the kill.
     pub fault_window: Duration,
@@ -260,10 +260,10 @@ impl Plan {
     /// Blocks of a scenario.
     pub fn blocks(&self, scenario: Id) -> u32 {
         match scenario {
-            Id::L1 | Id::L2 | Id::R2 | Id::I1 => self.pace.blocks,
-            Id::R1 => self.pace.memory_blocks,
-            Id::F5 | Id::X1 => self.pace.counting_blocks,
-            Id::F1 => self.pace.injections,
+            Id::L1 | Id::L2 | Id::R2 | Id::I1 | Id::I2 => self.pace.blocks,
+            Id::R1 | Id::R3 | Id::L3 => self.pace.memory_blocks,
+            Id::F4 | Id::F5 | Id::X1 | Id::X2 => self.pace.counting_blocks,
+            Id::F1 | Id::F2 => self.pace.injections,
             Id::I8 | Id::S1 | Id::S2 | Id::S3 | Id::S4 | Id::S6 | Id::U1 => self.pace.life_blocks,
         }
     }

@@ -21,7 +21,18 @@ const GENERATOR_CORE: f64 = 0.70;
 
 /// The capacity of a path through a bed, requests/s.
 pub fn find(lab: &Lab<'_>, bed: &Bed, drive: &Drive, probe: Probe) -> Result<f64, Failure> {
-    let mut seed = lab.plan.number(&format!("capacity/{}", bed.arm));
+    find_for(lab, bed, drive, probe, &format!("capacity/{}", bed.arm))
+}
+
+/// The same with schedules that follow from a purpose.
+pub fn find_for(
+    lab: &Lab<'_>,
+    bed: &Bed,
+    drive: &Drive,
+    probe: Probe,
+    purpose: &str,
+) -> Result<f64, Failure> {
+    let mut seed = lab.plan.number(purpose);
     search(FIRST, LAST, probe.refinements, |rate| {
         seed = seed.wrapping_add(1);
         let mut step = drive.clone();

@@ -8,9 +8,9 @@
 use super::bed::{self, Shape};
 use super::drive::Drive;
 use super::steady::PATH;
-use super::{Experiment, Failure, Id, Lab, Visit};
+use super::{Bed, Experiment, Failure, Id, Lab, Visit};
 use crate::arm::Arm;
-use crate::cluster::{Life, Restart};
+use crate::cluster::{Life, ProxyRef, Restart};
 use crate::load::report::LoadReport;
 use crate::results::{Kind, Metric, Point, Timeline, Trial, Void, keys};
 use crate::run::Plan;
@@ -158,63 +158,113 @@ impl Experiment for Kill {
         let proxy = bed.cluster.proxy_of(&bed::fleet_name(unlucky as u32))?;
         let began = Instant::now();
 
-        let warmup = Duration::from_millis(300);
-        // A generator takes a moment to start, and there are many.
-        let begin = Drive::appointment(&bed, warmup + Duration::from_millis(15) * pods);
-        let url = bed.url("backend", "http1", PATH)?;
-        let mut generators = Vec::new();
-        for pod in 0..pods {
-            let name = bed::fleet_name(pod);
-            let mut one = Drive::new(&name, &url, RATE);
-            one.seed = lab.plan.schedule(Id::F1, visit.block, &name);
-            one.connections = CONNECTIONS;
-            one.window = lab.plan.pace.fault_window;
-            one.bin = FINE;
-            generators.push((name, one.start(&bed, begin)?));
-        }
-        lab.interrupt
-            .sleep_until(begin + BEFORE.as_nanos() as u64)?;
-        let killed = bed.cluster.kill(&proxy.name, Restart::AtOnce)?;
-        let mut reports = Vec::new();
-        for (name, generator) in generators {
-            reports.push((name, generator.report(lab.interrupt)?));
-        }
+        let window = lab.plan.pace.fault_window;
+        let (reports, killed) = under_load(lab, &bed, Id::F1, visit, window, || {
+            Ok(bed.cluster.kill(&proxy.name, Restart::AtOnce)?)
+        })?;
         bed.cluster.await_ready(&proxy.name, READY)?;
         let lives = bed.cluster.lives(&proxy.name)?;
         bed.cluster.forget_death(&proxy.name)?;
-
-        let views: Vec<View<'_>> = reports
-            .iter()
-            .map(|(name, report)| View::of(name, report, killed))
-            .collect();
-        let mut trial = Trial {
-            arm: visit.arm.name().to_owned(),
-            point: Point::only(),
-            repeat: visit.block,
-            started_s: began.duration_since(lab.started).as_secs_f64(),
-            duration_s: began.elapsed().as_secs_f64(),
-            load: None,
-            histograms: Default::default(),
-            values: outcome(&views, &lives, killed),
-            timelines: views
-                .iter()
-                .map(|view| view.timeline(proxy.pods.contains(&view.name.to_owned())))
-                .collect(),
-            voids: voids(&views),
-            notes: vec![format!("killed {}", proxy.name)],
-        };
-        if !trial.values.contains_key(keys::TIME_TO_RECOVER) {
-            trial
-                .notes
-                .push("not every pod was well again when the window ended".to_owned());
-        }
+        let mut trial = trial(
+            lab,
+            visit,
+            began,
+            &proxy,
+            &reports,
+            &lives,
+            (killed, Hit::Late),
+        );
+        trial.notes.insert(0, format!("killed {}", proxy.name));
         Ok(vec![(Id::F1, trial)])
     }
+}
+
+/// Has every pod of a fleet send while something is done to a proxy, a second after they began; returns
+/// what each saw and when it was done.
+pub(super) fn under_load(
+    lab: &Lab<'_>,
+    bed: &Bed,
+    id: Id,
+    visit: Visit,
+    window: Duration,
+    fault: impl FnOnce() -> Result<u64, Failure>,
+) -> Result<(Vec<(String, LoadReport)>, u64), Failure> {
+    let pods = lab.plan.pace.fault_pods;
+    let warmup = Duration::from_millis(300);
+    // A generator takes a moment to start, and there are many.
+    let begin = Drive::appointment(bed, warmup + Duration::from_millis(15) * pods);
+    let url = bed.url("backend", "http1", PATH)?;
+    let mut generators = Vec::new();
+    for pod in 0..pods {
+        let name = bed::fleet_name(pod);
+        let mut one = Drive::new(&name, &url, RATE);
+        one.seed = lab.plan.schedule(id, visit.block, &name);
+        one.connections = CONNECTIONS;
+        one.window = window;
+        one.bin = FINE;
+        generators.push((name, one.start(bed, begin)?));
+    }
+    lab.interrupt
+        .sleep_until(begin + BEFORE.as_nanos() as u64)?;
+    let done = fault()?;
+    let mut reports = Vec::new();
+    for (name, generator) in generators {
+        reports.push((name, generator.report(lab.interrupt)?));
+    }
+    Ok((reports, done))
+}
+
+/// What came of it.
+pub(super) fn trial(
+    lab: &Lab<'_>,
+    visit: Visit,
+    began: Instant,
+    proxy: &ProxyRef,
+    reports: &[(String, LoadReport)],
+    lives: &[Life],
+    (at_ns, counts): (u64, Hit),
+) -> Trial {
+    let views: Vec<View<'_>> = reports
+        .iter()
+        .map(|(name, report)| View::counting(counts, name, report, at_ns))
+        .collect();
+    let mut trial = Trial {
+        arm: visit.arm.name().to_owned(),
+        point: Point::only(),
+        repeat: visit.block,
+        started_s: began.duration_since(lab.started).as_secs_f64(),
+        duration_s: began.elapsed().as_secs_f64(),
+        load: None,
+        histograms: Default::default(),
+        values: outcome(&views, lives, at_ns),
+        timelines: views
+            .iter()
+            .map(|view| view.timeline(proxy.pods.contains(&view.name.to_owned())))
+            .collect(),
+        voids: voids(&views),
+        notes: Vec::new(),
+    };
+    if !trial.values.contains_key(keys::TIME_TO_RECOVER) {
+        trial
+            .notes
+            .push("not every pod was well again when the window ended".to_owned());
+    }
+    trial
+}
+
+/// When a pod is hit that has lost no request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hit {
+    /// One request was not answered within 100 ms: strict, for faults that are over within a second or two.
+    Late,
+    /// Nothing at all was answered well for 100 ms: in a window of many seconds a busy machine is late once anyway.
+    Silent,
 }
 
 /// One pod's requests in bins of 100 ms, counted from the kill.
 pub(super) struct View<'a> {
     name: &'a str,
+    counts: Hit,
     /// Bins before the kill.
     before: usize,
     offered: Vec<u32>,
@@ -228,12 +278,17 @@ pub(super) struct View<'a> {
 
 impl<'a> View<'a> {
     pub(super) fn of(name: &'a str, report: &LoadReport, killed: u64) -> Self {
+        Self::counting(Hit::Late, name, report, killed)
+    }
+
+    fn counting(counts: Hit, name: &'a str, report: &LoadReport, killed: u64) -> Self {
         let timeline = &report.timeline;
         let bin_ns = (BIN_MS * 1e6) as i64;
         let start = timeline.start_ns as i64 - killed as i64;
         let before = usize::try_from(-start.div_euclid(bin_ns)).unwrap_or(0);
         let mut view = Self {
             name,
+            counts,
             before,
             offered: Vec::new(),
             ok: Vec::new(),
@@ -298,7 +353,11 @@ impl<'a> View<'a> {
 
     /// At least one failed request, or at least 100 ms without goodput.
     fn hit(&self) -> bool {
-        self.since().any(|(offered, ok)| ok < offered)
+        self.lost() > 0
+            || self.since().any(|(offered, ok)| match self.counts {
+                Hit::Late => ok < offered,
+                Hit::Silent => offered > 0 && ok == 0,
+            })
     }
 
     fn unavailability(&self) -> f64 {
@@ -411,7 +470,7 @@ pub(super) fn voids(views: &[View<'_>]) -> Vec<Void> {
             gate: "not well before the fault".to_owned(),
             measured: unclean as f64,
             limit: UNCLEAN as f64,
-            message: format!("{unclean} requests were lost before the proxy was killed"),
+            message: format!("{unclean} requests were lost before anything was done to the proxy"),
         });
     }
     let late = views.iter().map(|view| view.late).sum::<f64>() / views.len().max(1) as f64;
@@ -437,6 +496,7 @@ mod tests {
     fn view(bins: &[(u32, u32)]) -> View<'static> {
         View {
             name: "app-0",
+            counts: Hit::Late,
             before: 2,
             offered: bins.iter().map(|(offered, _)| *offered).collect(),
             ok: bins.iter().map(|(_, ok)| *ok).collect(),
@@ -509,6 +569,14 @@ mod tests {
         assert!(waiting.hit());
         assert_eq!(waiting.lost(), 0);
         assert!(!view(&[(5, 5); 20]).hit());
+        // In a long window one late answer is the machine's.
+        let mut late = view(&[(5, 4); 20]);
+        late.failed.fill(0);
+        assert!(late.hit());
+        late.counts = Hit::Silent;
+        assert!(!late.hit());
+        waiting.counts = Hit::Silent;
+        assert!(waiting.hit());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! share their trials (L1's load is also R2's); the runner calls it once per arm
 //! and block and keeps whatever trials it returns.
 
+mod away;
 mod bed;
 mod capacity;
 mod connections;
@@ -12,6 +13,8 @@ mod deletion;
 mod drive;
 mod exhaustion;
 mod failclosed;
+mod hang;
+mod hold;
 mod id;
 mod idle;
 mod job;
@@ -19,6 +22,8 @@ mod keys;
 mod kill;
 mod meter;
 mod neighbour;
+mod privileges;
+mod slo;
 mod start;
 mod steady;
 mod upgrade;
@@ -138,16 +143,22 @@ pub trait Experiment {
 pub fn experiments() -> Vec<Box<dyn Experiment>> {
     vec![
         Box::new(steady::Steady::default()),
+        Box::new(slo::Capacity),
         Box::new(connections::Connections::default()),
+        Box::new(hold::Hold),
         Box::new(start::Start),
         Box::new(job::Jobs::default()),
         Box::new(deletion::Deletion),
         Box::new(upgrade::Upgrade),
-        Box::new(neighbour::Neighbour::default()),
+        Box::new(neighbour::Neighbour::requests()),
+        Box::new(neighbour::Neighbour::connections()),
         Box::new(idle::Idle),
         Box::new(kill::Kill),
+        Box::new(hang::Hang),
+        Box::new(away::Away),
         Box::new(exhaustion::Exhaustion),
         Box::new(keys::Keys),
+        Box::new(privileges::Privileges),
         Box::new(failclosed::FailClosed),
     ]
 }

@@ -95,6 +95,7 @@ pub enum Service {
 
 /// `duet-bench serve`: serves until SIGTERM or SIGINT, then lets open requests finish.
 pub async fn run(args: ServeArgs) -> Result<(), ServeError> {
+    crate::descriptors::raise_limit();
     let (sender, receiver) = oneshot::channel();
     std::thread::Builder::new()
         .name("serve".to_owned())

@@ -137,6 +137,97 @@ pub fn new_connections(case: &Case) -> Option<Verdict> {
     Some(verdict)
 }
 
+pub fn capacity(case: &Case) -> Option<Verdict> {
+    let point = case.scenario.headline()?;
+    let against = case.against_none(keys::CAPACITY, &point);
+    let rivals = case.rivals(keys::CAPACITY, &point);
+    let rates: Vec<String> = case
+        .arms()
+        .filter_map(|arm| {
+            let rate = value_of(case, keys::CAPACITY, &point, &arm.name)?;
+            Some(format!("{rate} with {}", subject(arm)))
+        })
+        .collect();
+    if rates.is_empty() {
+        return None;
+    }
+    let costs: Vec<String> = against
+        .iter()
+        .map(|(arm, c)| {
+            format!(
+                "{} carried {} of that without a mesh.",
+                subject(arm),
+                words::finding(c)
+            )
+        })
+        .collect();
+    let rivalry = rivals
+        .map(|c| format!(" Agent against sidecars: {}.", words::finding(c)))
+        .unwrap_or_default();
+    let mut verdict = case.verdict(
+        "How much does this machine carry within the objective?",
+        basis_of(against.iter().map(|(_, c)| *c).chain(rivals)),
+        format!(
+            "The highest rate with p99 within the objective was {}. {}{rivalry}",
+            words::list(&rates),
+            sentences(&costs)
+        ),
+    );
+    verdict.figures = figures(&against);
+    Some(verdict)
+}
+
+pub fn idle_connections(case: &Case) -> Option<Verdict> {
+    let point = case.scenario.points().into_iter().next()?;
+    let rivals = case.rivals(keys::KIB_PER_CONNECTION, &point);
+    let of = |key: &str| -> Vec<(String, String)> {
+        case.meshes()
+            .filter_map(|arm| {
+                let values: Vec<f64> = case
+                    .scenario
+                    .trials()
+                    .filter(|trial| trial.arm == arm.name && !trial.is_void())
+                    .filter_map(|trial| trial.values.get(key).copied())
+                    .collect();
+                let unit = &case.scenario.metric(key)?.unit;
+                Some((
+                    arm.name.clone(),
+                    words::quantity(crate::stats::median(&values)?, unit),
+                ))
+            })
+            .collect()
+    };
+    let each = of(keys::KIB_PER_CONNECTION);
+    let said = |values: &[(String, String)]| -> String {
+        let texts: Vec<String> = values
+            .iter()
+            .filter_map(|(name, value)| {
+                Some(format!("{value} with {}", subject(case.results.arm(name)?)))
+            })
+            .collect();
+        words::list(&texts)
+    };
+    if each.is_empty() {
+        return None;
+    }
+    let rivalry = rivals
+        .map(|c| format!(" Agent against sidecars: {}.", words::finding(c)))
+        .unwrap_or_default();
+    let mut verdict = case.verdict(
+        "What does an idle connection hold?",
+        rivals.map_or(Basis::NotResolved, |c| basis_of([c])),
+        format!(
+            "With {} kept by one client, each took {} of the proxies' memory on its node. Some time after all were \
+             closed, still held: {}.{rivalry}",
+            point.title(),
+            said(&each),
+            said(&of(keys::HELD_AFTER_CLOSE))
+        ),
+    );
+    verdict.figures = each;
+    Some(verdict)
+}
+
 pub fn memory(case: &Case) -> Option<Verdict> {
     let lines: Vec<_> = case
         .analysis

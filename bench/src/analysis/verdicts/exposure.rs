@@ -1,4 +1,4 @@
-//! What does an attacker get: plaintext, keys.
+//! What does an attacker get: plaintext, keys, privileges.
 
 use super::super::words;
 use super::{Case, behind, subject};
@@ -208,6 +208,61 @@ pub fn keys_in_memory(case: &Case) -> Option<Verdict> {
                 format!("{} {noun}", words::number(*found)),
             )
         })
+        .collect();
+    Some(verdict)
+}
+
+pub fn privileges(case: &Case) -> Option<Verdict> {
+    let seen: Vec<(&Arm, String, String)> = case
+        .meshes()
+        .filter_map(|arm| {
+            let trial = good_trials(case, &arm.name, keys::CAPABILITIES).last()?;
+            let value = |key: &str| trial.values.get(key).copied().unwrap_or(0.0);
+            let names: Vec<String> = trial
+                .values
+                .keys()
+                .filter_map(|key| key.strip_prefix(keys::CAPABILITY_PREFIX))
+                .map(|name| format!("CAP_{}", name.to_uppercase()))
+                .collect();
+            let may = match names.len() {
+                0 => "no capability".to_owned(),
+                1..=6 => words::list(&names),
+                many => format!("{many} capabilities"),
+            };
+            let user = if value(keys::ROOT_PROXIES) > 0.0 {
+                "root"
+            } else {
+                "an unprivileged user"
+            };
+            let network = if value(keys::NODE_NETWORK_PROXIES) > 0.0 {
+                "in the node's network"
+            } else {
+                "in its pod's network"
+            };
+            let short = match names.len() {
+                0 => format!("{user}, no capability"),
+                1 => format!("{user}, 1 capability"),
+                many => format!("{user}, {many} capabilities"),
+            };
+            Some((arm, format!("{user} with {may}, {network}"), short))
+        })
+        .collect();
+    seen.first()?;
+    let per_arm: Vec<String> = seen
+        .iter()
+        .map(|(arm, what, _)| format!("{} {what}", behind(arm)))
+        .collect();
+    let mut verdict = case.verdict(
+        "What may someone do on the node who takes over a proxy?",
+        Basis::Counted,
+        format!(
+            "The most privileged proxy process is {}.",
+            per_arm.join("; ")
+        ),
+    );
+    verdict.figures = seen
+        .iter()
+        .map(|(arm, _, short)| (arm.name.clone(), short.clone()))
         .collect();
     Some(verdict)
 }

@@ -1,8 +1,9 @@
-//! Who gets hurt when something goes wrong: a noisy neighbour, a dead proxy.
+//! Who gets hurt when something goes wrong: a noisy neighbour, a dead or hanging proxy, a control
+//! plane that is away.
 
 use super::super::words;
 use super::{Case, basis_of, behind};
-use crate::results::{Basis, FaultSummary, Placement, Point, SlowdownPoint, Spread, Verdict};
+use crate::results::{Basis, FaultSummary, Placement, Point, SlowdownPoint, Spread, Verdict, keys};
 
 /// Recovery is judged in bins of this length.
 const BIN_MS: f64 = 100.0;
@@ -59,11 +60,22 @@ pub fn noisy_neighbour(case: &Case) -> Option<Verdict> {
         .map(|c| format!(" Agent against sidecars: {}.", words::finding(c)))
         .unwrap_or_default();
     let against = case.against_none("slowdown_p50", worst);
+    let (question, flood) = if case.scenario.id == "I2" {
+        (
+            "How much does a neighbour that only opens connections hurt the others?",
+            "flooding with new connections",
+        )
+    } else {
+        (
+            "How much does one flooding neighbour hurt the others?",
+            "flooding",
+        )
+    };
     let mut verdict = case.verdict(
-        "How much does one flooding neighbour hurt the others?",
+        question,
         basis_of(rivals.into_iter().chain(against.iter().map(|(_, c)| *c))),
         format!(
-            "With one neighbour flooding at {}× its quota the victim's median rose {meshes}{control}.{goodput}{rivalry}",
+            "With one neighbour {flood} at {}× its quota the victim's median rose {meshes}{control}.{goodput}{rivalry}",
             words::number(worst.x)
         ),
     );
@@ -95,6 +107,36 @@ fn at<'a>(case: &Case<'a>, arm: &str, worst: &Point) -> Option<&'a SlowdownPoint
 }
 
 pub fn killed_proxy(case: &Case) -> Option<Verdict> {
+    let words = Words {
+        question: "A proxy dies: who notices, and for how long?",
+        one: "kill",
+        proxy: |arm| format!("a killed {arm}"),
+    };
+    fault(case, &words)
+}
+
+pub fn hung_proxy(case: &Case) -> Option<Verdict> {
+    let words = Words {
+        question: "A proxy hangs for ten seconds: who waits with it?",
+        one: "hang",
+        proxy: |arm| {
+            let article = if arm.starts_with('a') { "an" } else { "a" };
+            format!("{article} {arm} that hung for 10 s")
+        },
+    };
+    fault(case, &words)
+}
+
+/// How a fault is told of.
+struct Words {
+    question: &'static str,
+    /// One injection.
+    one: &'static str,
+    /// The proxy of an arm that it was done to.
+    proxy: fn(&str) -> String,
+}
+
+fn fault(case: &Case, told: &Words) -> Option<Verdict> {
     let faults: Vec<(&crate::results::Arm, &FaultSummary)> =
         case.meshes()
             .filter_map(|arm| {
@@ -108,18 +150,24 @@ pub fn killed_proxy(case: &Case) -> Option<Verdict> {
     let (_, first) = faults.first()?;
     let per_arm: Vec<String> = faults
         .iter()
-        .map(|(arm, fault)| format!("a killed {} hit {}", arm.name, consequences(fault)))
+        .map(|(arm, fault)| {
+            format!(
+                "{} hit {}",
+                (told.proxy)(&arm.name),
+                consequences(fault, told.one)
+            )
+        })
         .collect();
     let others: Vec<String> = faults
         .iter()
-        .map(|(arm, fault)| format!("{} {}", reached_others(fault), behind(arm)))
+        .map(|(arm, fault)| format!("{} {}", reached_others(fault, told.one), behind(arm)))
         .collect();
     let mut verdict = case.verdict(
-        "A proxy dies: who notices, and for how long?",
+        told.question,
         Basis::Counted,
         format!(
             "In {} each, {}. More than one pod was hit in {}.",
-            words::plural(first.injections, "kill"),
+            words::plural(first.injections, told.one),
             per_arm.join("; "),
             words::list(&others)
         ),
@@ -140,8 +188,81 @@ pub fn killed_proxy(case: &Case) -> Option<Verdict> {
     Some(verdict)
 }
 
+pub fn absent_control(case: &Case) -> Option<Verdict> {
+    let sum = |arm: &str, key: &str| -> Option<f64> {
+        let values: Vec<f64> = case
+            .scenario
+            .trials()
+            .filter(|trial| trial.arm == arm && !trial.is_void())
+            .filter_map(|trial| trial.values.get(key).copied())
+            .collect();
+        (!values.is_empty()).then(|| values.iter().sum())
+    };
+    let trials = |arm: &str| {
+        let good = case.scenario.trials();
+        good.filter(|trial| trial.arm == arm && !trial.is_void())
+            .count() as u32
+    };
+    let seen: Vec<(&crate::results::Arm, f64, f64, f64)> = case
+        .meshes()
+        .filter_map(|arm| {
+            let of = |key| sum(&arm.name, key);
+            let requests = of(keys::AWAY_REQUESTS)?;
+            let failed = of(keys::AWAY_FAILED)?;
+            Some((arm, requests, failed, of(keys::RESTARTS_ALONE)?))
+        })
+        .collect();
+    let requests: Vec<String> = seen
+        .iter()
+        .map(|(arm, requests, failed, _)| {
+            format!(
+                "{} of {} requests failed {}",
+                words::number(*failed),
+                words::number(*requests),
+                behind(arm)
+            )
+        })
+        .collect();
+    let alone: Vec<String> = seen
+        .iter()
+        .map(|(arm, _, _, alone)| {
+            format!(
+                "{} of {} {}",
+                words::number(*alone),
+                trials(&arm.name),
+                behind(arm)
+            )
+        })
+        .collect();
+    seen.first()?;
+    let mut verdict = case.verdict(
+        "The control plane is away: what still works?",
+        Basis::Counted,
+        format!(
+            "While it was away, {}. A proxy killed meanwhile came back without it in {}.",
+            words::list(&requests),
+            words::list(&alone)
+        ),
+    );
+    verdict.figures = seen
+        .iter()
+        .map(|(arm, _, failed, alone)| {
+            let restarts = if *alone > 0.0 {
+                "restarts"
+            } else {
+                "no restart"
+            };
+            (
+                arm.name.clone(),
+                format!("{} failed, {restarts}", words::number(*failed)),
+            )
+        })
+        .collect();
+    Some(verdict)
+}
+
 /// "1 of 8 pods, lost 12 requests (worst 14) and was over after 310 ms (worst 402 ms)".
-fn consequences(fault: &FaultSummary) -> String {
+fn consequences(fault: &FaultSummary, one: &str) -> String {
     let pods = fault.pods_hit.map_or("–".into(), |s| spread(s, ""));
     let meshed = fault
         .pods_meshed
@@ -163,8 +284,8 @@ fn consequences(fault: &FaultSummary) -> String {
     let stuck = match fault.not_recovered {
         0 => String::new(),
         n => format!(
-            " ({n} of {} kills: not over when the trial ended)",
-            fault.injections
+            " ({n} of {}: not over when the trial ended)",
+            words::plural(fault.injections, one)
         ),
     };
     format!("{pods}{meshed} pods{lost}{time}{stuck}")
@@ -202,12 +323,12 @@ fn bin_or_more(ms: f64) -> String {
 }
 
 /// "0 of 10 (up to 26 % cannot be excluded)".
-fn reached_others(fault: &FaultSummary) -> String {
+fn reached_others(fault: &FaultSummary, one: &str) -> String {
     let seen = fault.hit_others;
     if seen.hits == 0 {
         let most = crate::stats::upper_bound_of_none(seen.of);
         format!(
-            "0 of {} (up to {} of kills cannot be excluded)",
+            "0 of {} (up to {} of {one}s cannot be excluded)",
             seen.of,
             words::percent(most)
         )

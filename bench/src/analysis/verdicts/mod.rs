@@ -13,15 +13,20 @@ use crate::results::{
 type Question = fn(&Case) -> Option<Verdict>;
 
 /// What does it cost me, who gets hurt when something goes wrong, what does an attacker get.
-const QUESTIONS: [(&str, Question); 16] = [
+const QUESTIONS: [(&str, Question); 22] = [
     ("L1", cost::added_latency),
     ("L1", cost::faster_of_two),
     ("L2", cost::new_connections),
+    ("L3", cost::capacity),
     ("R1", cost::memory),
     ("R2", cost::cpu_per_request),
+    ("R3", cost::idle_connections),
     ("I1", harm::noisy_neighbour),
+    ("I2", harm::noisy_neighbour),
     ("I8", life::exhausted_proxy),
     ("F1", harm::killed_proxy),
+    ("F2", harm::hung_proxy),
+    ("F4", harm::absent_control),
     ("F5", exposure::fail_open),
     ("S1", life::first_act),
     ("S2", life::init_container),
@@ -30,6 +35,7 @@ const QUESTIONS: [(&str, Question); 16] = [
     ("S6", life::what_is_seen),
     ("U1", life::upgrade),
     ("X1", exposure::keys_in_memory),
+    ("X2", exposure::privileges),
 ];
 
 pub fn of(results: &Results, analysis: &Analysis) -> Vec<Verdict> {

@@ -31,7 +31,7 @@ pub fn figure(results: &Results) -> Option<Figure> {
     Some(Figure {
         title: format!("{arm} ÷ {rival}, at a glance"),
         caption: format!(
-            "Left of 1 the {arm} needs less, right of 1 more. Bars are 95 % intervals; the grey band is what an arm shows \
+            "Left of 1 the {arm}'s figure is smaller, right of 1 larger. Bars are 95 % intervals; the grey band is what an arm shows \
              against itself. Filled marks are claims, rings are not (~)."
         ),
         wide,

@@ -28,7 +28,7 @@ pub fn all(results: &Results) -> Vec<Figure> {
     let mut figures = Vec::new();
     figures.extend(forest::figure(results));
     figures.extend(slowdown::figures(results));
-    figures.extend(timeline::figure(results));
+    figures.extend(timeline::figures(results));
     figures.extend(spectrum::figures(results));
     figures.extend(memory::figure(results));
     figures.extend(bars::figures(results));

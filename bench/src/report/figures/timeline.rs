@@ -1,4 +1,4 @@
-//! Goodput around a kill, in the bins in which requests were meant to be sent.
+//! Goodput around a fault, in the bins in which requests were meant to be sent.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +14,18 @@ type Bins = BTreeMap<i64, Vec<f64>>;
 /// Shown at least this long after the kill.
 const SHORTEST_AFTER_MS: i64 = 1000;
 
-pub fn figure(results: &Results) -> Option<Figure> {
-    let scenario = results.scenario("F1")?;
+/// A scenario, and what was done to a proxy there.
+const FAULTS: [(&str, &str); 2] = [("F1", "kill"), ("F2", "hang")];
+
+pub fn figures(results: &Results) -> Vec<Figure> {
+    FAULTS
+        .iter()
+        .filter_map(|(id, fault)| figure(results, id, fault))
+        .collect()
+}
+
+fn figure(results: &Results, id: &str, fault: &str) -> Option<Figure> {
+    let scenario = results.scenario(id)?;
     let arms: Vec<(String, Bins, f64)> = drawn(results)
         .filter_map(|arm| {
             let (bins, width) = bins(scenario, &arm.name)?;
@@ -24,13 +34,15 @@ pub fn figure(results: &Results) -> Option<Figure> {
         .collect();
     let (_, first, _) = arms.first()?;
     let start = *first.keys().next()?;
-    let end = last_trouble(&arms).max(SHORTEST_AFTER_MS);
-    let (wide, narrow) = both(|size| draw(size, &arms, start, end));
+    let measured = first.keys().next_back().copied().unwrap_or(0);
+    let end = last_trouble(&arms).min(measured).max(SHORTEST_AFTER_MS);
+    let (wide, narrow) = both(|size| draw(size, &arms, (start, end), fault));
     Some(Figure {
-        title: "F1 Goodput of the node's pods around a kill".into(),
-        caption: "Answered share of what all meshed pods of the node asked for, per bin of intended time. The line is \
-                  the median over kills, the band reaches from the worst kill to the best."
-            .into(),
+        title: format!("{id} Goodput of the node's pods around a {fault}"),
+        caption: format!(
+            "Answered share of what all meshed pods of the node asked for, per bin of intended time. The line is \
+             the median over {fault}s, the band reaches from the worst {fault} to the best."
+        ),
         wide,
         narrow,
         arms: arms.into_iter().map(|(name, _, _)| name).collect(),
@@ -77,19 +89,28 @@ fn last_trouble(arms: &[(String, Bins, f64)]) -> i64 {
     last.map_or(0, |start| start + start / 2 + 300)
 }
 
-fn draw(size: Size, arms: &[(String, Bins, f64)], start: i64, end: i64) -> maud::Markup {
+fn draw(
+    size: Size,
+    arms: &[(String, Bins, f64)],
+    (start, end): (i64, i64),
+    fault: &str,
+) -> maud::Markup {
     let seconds = |ms: f64| format!("{} s", ms / 1000.0).replace('-', "−");
-    let step = if end - start > 4000 { 1000 } else { 500 };
+    let step = match end - start {
+        ..=4000 => 500,
+        4001..=10_000 => 1000,
+        _ => 2000,
+    };
     let ticks = (start / step..=end / step).map(|i| (i * step) as f64);
     let x = Axis::new(
         Scale::linear(start as f64, end as f64),
-        "time since the kill",
+        format!("time since the {fault}"),
         seconds,
     )
     .with_ticks(ticks.collect());
     let y = Axis::new(Scale::linear(0.0, 1.0), "goodput", words::percent);
     let mut plot = Plot::new(size, x, y);
-    plot.rule(0.0, "kill", Side::Left);
+    plot.rule(0.0, fault, Side::Left);
     for (arm, bins, width) in arms {
         let (class, _) = style(arm);
         let shown: Vec<(f64, &Vec<f64>)> = bins
@@ -115,5 +136,7 @@ fn draw(size: Size, arms: &[(String, Bins, f64)], start: i64, end: i64) -> maud:
             .collect();
         plot.steps(&class, &line, *width);
     }
-    plot.finish("Goodput of all pods of the node in bins around the kill of a proxy")
+    plot.finish(&format!(
+        "Goodput of all pods of the node in bins around the {fault} of a proxy"
+    ))
 }
