@@ -9,6 +9,7 @@ use daemon::{Agent, Control, enrol, eventually, is_enrolled, log_of, told};
 use discovery::Discovery;
 use load::{Load, StopAtEnd, exchange, hold};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -25,6 +26,17 @@ fn wait_of_one(pod: &TestPod, to: SocketAddr) -> Duration {
     let began = Instant::now();
     pod.run(|| exchange(to)).unwrap();
     began.elapsed()
+}
+
+/// Whether every thread is: until the first of them heeds the signal, the others go on.
+fn is_stopped(process: Pid) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    tasks.flatten().all(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('T'))
+    })
 }
 
 fn supervised(world: &World, discovery: &Discovery) -> Agent {
@@ -94,6 +106,7 @@ fn a_proxy_that_hangs_is_replaced() {
         std::thread::sleep(2 * duet_agent::keeper::BEAT);
         let hung = agent.proxy().unwrap();
         kill(hung, Signal::SIGSTOP).unwrap();
+        eventually(|| is_stopped(hung));
         let wait = wait_of_one(&world.a, to);
         tell(&format!("stopped: a new connection waited {wait:?}"));
         eventually(|| agent.metric(HANGS) == 1.0);
