@@ -123,6 +123,10 @@ impl Agent {
         self.child.wait().unwrap()
     }
 
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
     /// The process that proxies, of a supervised agent; none while there is none.
     pub fn proxy(&self) -> Option<Pid> {
         let supervisor = self.child.id() as i32;

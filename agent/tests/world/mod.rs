@@ -461,7 +461,11 @@ impl Drop for Enrolled {
 
 /// How many entries a pinned map has.
 pub fn entries<const KEY: usize>(interception: &Interception, map: &str) -> usize {
-    let data = aya::maps::MapData::from_pin(interception.layout().map(map)).unwrap();
+    entries_at::<KEY>(&interception.layout().map(map))
+}
+
+pub fn entries_at<const KEY: usize>(pin: &Path) -> usize {
+    let data = aya::maps::MapData::from_pin(pin).unwrap();
     match aya::maps::Map::from_map_data(data).unwrap() {
         map @ aya::maps::Map::HashMap(_) => {
             // Keys only; the value's size is checked, so it has to be right.
