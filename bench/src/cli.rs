@@ -12,11 +12,10 @@ use crate::accounting::{HOLD_KEY, hold_key};
 use crate::arm::Arm;
 use crate::results::{self, Profile, Results, State};
 use crate::run::{self, Ground, KubeOptions, Options, Pace, Plan, RunError};
-use crate::scenario::{self, Id};
-use crate::{attend, cluster, doctor, errand, export, foresee, load, report, serve};
+use crate::scenario::Id;
+use crate::{attend, cluster, doctor, errand, export, foresee, listing, load, report, serve};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use comfy_table::{ContentArrangement, Table, presets};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -271,7 +270,8 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) if args.generator => examine_generator(),
         Command::Doctor(_) => examine(),
         Command::List(args) => {
-            list(args.cluster, args.profile.into());
+            let of = |chosen: &[Id]| plan(args.cluster, args.profile.into(), 0, chosen, &[]);
+            println!("{}", listing::table(of));
             Ok(0)
         }
         Command::Run(args) => measure(args),
@@ -373,53 +373,6 @@ fn examine_generator() -> Result<u8, Trouble> {
         println!("built without optimisation: what one core reaches is not what it can");
     }
     Ok(if findings.trusted() { 0 } else { VOID })
-}
-
-fn list(cluster: ClusterKind, profile: Profile) {
-    let plan = plan(cluster, profile, 0, &[], &[]);
-    let mut table = Table::new();
-    table
-        .load_style(presets::UTF8_HORIZONTAL_ONLY)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_header(["", "question", "arms", "blocks", "time", "needs"]);
-    let mut total = Duration::ZERO;
-    for experiment in scenario::experiments() {
-        let ids = experiment.scenarios();
-        let alone = [experiment];
-        let asked = plan.wants(ids);
-        let cost = if asked {
-            run::estimate(&plan, &alone)
-        } else {
-            Duration::ZERO
-        };
-        total += cost;
-        for (at, id) in ids.iter().enumerate() {
-            let arms: Vec<&str> = plan.arms_of(*id).iter().map(|arm| arm.name()).collect();
-            table.add_row([
-                id.name().to_owned(),
-                id.question().to_owned(),
-                arms.join(" "),
-                plan.blocks(*id).to_string(),
-                match at {
-                    _ if !asked => "–".to_owned(),
-                    0 => span(cost),
-                    _ => format!("with {}", ids[0]),
-                },
-                id.needs().to_owned(),
-            ]);
-        }
-    }
-    println!("{table}");
-    println!("all together, about {}", span(total));
-}
-
-fn span(time: Duration) -> String {
-    let seconds = time.as_secs();
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds.div_ceil(60)),
-        _ => format!("{:.1} h", seconds as f64 / 3600.0),
-    }
 }
 
 /// What is wanted: everything that can be asked there, unless something is chosen.

@@ -6,6 +6,7 @@
 //! 80 % power at a two-sided 5 %, a plan and not a promise.
 
 use crate::analysis::{Table, words};
+use crate::listing::span;
 use crate::results::{self, Arm, Compare, FileError, Kind, Point, Results, Scenario};
 use crate::stats::{blocks_for_difference, deviation, difference_shown, log_ratios, median};
 use clap::Args;
@@ -209,14 +210,6 @@ fn summary(needs: &[Need], resolution: f64) -> String {
         ids.join(","),
         span(time)
     )
-}
-
-fn span(time: Duration) -> String {
-    match time.as_secs() {
-        seconds @ 0..120 => format!("{seconds} s"),
-        seconds @ 120..7200 => format!("{} min", seconds.div_ceil(60)),
-        seconds => format!("{:.1} h", seconds as f64 / 3600.0),
-    }
 }
 
 #[cfg(test)]

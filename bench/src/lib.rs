@@ -21,6 +21,7 @@ pub mod analysis;
 pub mod compare;
 pub mod export;
 pub mod foresee;
+pub mod listing;
 pub mod report;
 pub mod results;
 pub mod stats;

@@ -31,6 +31,8 @@ pub mod words;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod words_tests;
 
 use crate::results::{Analysis, Arm, Placement, Results, Scenario, State};
 pub use status::mismatched_cores;

@@ -35,6 +35,13 @@ pub const FDS_AFTER_CLOSE: &str = "fds_after_close";
 /// I1: the victim's goodput, 0…1, at `x` = the aggressor's multiple of its quota (0 = alone).
 pub const GOODPUT: &str = "goodput";
 
+/// I3: connections that the victim asked for, at `x` = hoarded connections.
+pub const CONNECTS: &str = "connects";
+/// I3: of which failed.
+pub const CONNECTS_FAILED: &str = "connects_failed";
+/// I3: descriptors that the node's proxies hold for the hoarder.
+pub const HOARDED: &str = "hoarded_descriptors";
+
 /// F1: meshed pods of the node that had ≥ 1 failed request or ≥ 100 ms without goodput.
 pub const PODS_HIT: &str = "pods_hit";
 /// F1: meshed pods of the node.

@@ -34,7 +34,7 @@ pub struct Plan {
 /// How much of everything a profile does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pace {
-    /// Blocks of L1, L2, R2, I1 and I2.
+    /// Blocks of L1, L2, R2, I1, I2 and I3.
     pub blocks: u32,
     /// Blocks of R1, R3 and L3.
     pub memory_blocks: u32,
@@ -260,7 +260,7 @@ impl Plan {
     /// Blocks of a scenario.
     pub fn blocks(&self, scenario: Id) -> u32 {
         match scenario {
-            Id::L1 | Id::L2 | Id::R2 | Id::I1 | Id::I2 => self.pace.blocks,
+            Id::L1 | Id::L2 | Id::R2 | Id::I1 | Id::I2 | Id::I3 => self.pace.blocks,
             Id::R1 | Id::R3 | Id::L3 => self.pace.memory_blocks,
             Id::F4 | Id::F5 | Id::X1 | Id::X2 => self.pace.counting_blocks,
             Id::F1 | Id::F2 => self.pace.injections,

@@ -24,6 +24,8 @@ pub enum Id {
     I1,
     /// A flood of new connections.
     I2,
+    /// Connections that are hoarded.
+    I3,
     /// The proxy runs out of memory.
     I8,
     /// The proxy is killed.
@@ -55,14 +57,14 @@ pub enum Id {
 /// Names a scenario that there is not.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0:?} is not a scenario: there are L1, L2, L3, R1, R2, R3, I1, I2, I8, F1, F2, F4, F5, S1, S2, S3, S4, S6, \
+    "{0:?} is not a scenario: there are L1, L2, L3, R1, R2, R3, I1, I2, I3, I8, F1, F2, F4, F5, S1, S2, S3, S4, S6, \
      U1, X1 and X2 (`duet-bench list`)"
 )]
 pub struct UnknownScenario(String);
 
 impl Id {
     /// All of them, in the order of the reports.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::L1,
         Self::L2,
         Self::L3,
@@ -71,6 +73,7 @@ impl Id {
         Self::R3,
         Self::I1,
         Self::I2,
+        Self::I3,
         Self::I8,
         Self::F1,
         Self::F2,
@@ -97,6 +100,7 @@ impl Id {
             Self::R3 => "R3",
             Self::I1 => "I1",
             Self::I2 => "I2",
+            Self::I3 => "I3",
             Self::I8 => "I8",
             Self::F1 => "F1",
             Self::F2 => "F2",
@@ -124,6 +128,7 @@ impl Id {
             Self::R3 => "Memory of idle connections",
             Self::I1 => "Noisy neighbour",
             Self::I2 => "A flood of new connections",
+            Self::I3 => "Hoarded connections",
             Self::I8 => "The proxy runs out of memory",
             Self::F1 => "The proxy is killed",
             Self::F2 => "The proxy hangs",
@@ -155,6 +160,7 @@ impl Id {
             Self::I2 => {
                 "How much does one service's flood of new connections slow its neighbours down?"
             }
+            Self::I3 => "What happens to the others when one pod opens connections and keeps them?",
             Self::I8 => "When one pod makes its proxy run out of memory, who goes down with it?",
             Self::F1 => "When a proxy dies, who notices, for how long, and what is lost?",
             Self::F2 => "When a proxy hangs for ten seconds, who waits with it?",
@@ -174,7 +180,14 @@ impl Id {
     /// What it needs beyond network namespaces and cgroups.
     pub fn needs(self) -> &'static str {
         match self {
-            Self::L1 | Self::L2 | Self::L3 | Self::I1 | Self::I2 | Self::R1 | Self::R3 => "–",
+            Self::L1
+            | Self::L2
+            | Self::L3
+            | Self::I1
+            | Self::I2
+            | Self::I3
+            | Self::R1
+            | Self::R3 => "–",
             Self::R2 => "BPF statistics (Linux 5.8), for the eBPF share",
             Self::F1 => "–",
             Self::F2 | Self::F4 | Self::X2 => "network namespaces: --cluster netns",
@@ -203,7 +216,10 @@ impl Id {
     /// eight minutes, and a smoke run two.
     pub fn asked_in(self, profile: Profile) -> bool {
         profile == Profile::Full
-            || !matches!(self, Self::L3 | Self::R3 | Self::I2 | Self::F2 | Self::F4)
+            || !matches!(
+                self,
+                Self::L3 | Self::R3 | Self::I2 | Self::I3 | Self::F2 | Self::F4
+            )
     }
 
     /// Whether it kills or replaces proxies that others may be using.
@@ -221,7 +237,7 @@ impl Id {
             return matches!(self, Self::S1 | Self::S2 | Self::S3 | Self::S4 | Self::S6);
         }
         match self {
-            Self::L1 | Self::L2 | Self::L3 | Self::R2 | Self::I1 | Self::I2 => true,
+            Self::L1 | Self::L2 | Self::L3 | Self::R2 | Self::I1 | Self::I2 | Self::I3 => true,
             Self::R1 if profile == Profile::Full => arm.meshed(),
             Self::R1
             | Self::R3

@@ -14,6 +14,7 @@ mod drive;
 mod exhaustion;
 mod failclosed;
 mod hang;
+mod hoard;
 mod hold;
 mod id;
 mod idle;
@@ -152,6 +153,7 @@ pub fn experiments() -> Vec<Box<dyn Experiment>> {
         Box::new(upgrade::Upgrade),
         Box::new(neighbour::Neighbour::requests()),
         Box::new(neighbour::Neighbour::connections()),
+        Box::new(hoard::Hoard),
         Box::new(idle::Idle),
         Box::new(kill::Kill),
         Box::new(hang::Hang),

@@ -106,6 +106,74 @@ fn at<'a>(case: &Case<'a>, arm: &str, worst: &Point) -> Option<&'a SlowdownPoint
         .find(|point| point.w == worst.x)
 }
 
+pub fn hoarder(case: &Case) -> Option<Verdict> {
+    let points = case.scenario.points();
+    let worst = points.iter().max_by(|a, b| a.x.total_cmp(&b.x))?;
+    let seen: Vec<(&crate::results::Arm, f64, f64)> = case
+        .arms()
+        .filter_map(|arm| {
+            let sum = |key: &str| -> f64 {
+                let trials = case.scenario.trials();
+                trials
+                    .filter(|trial| trial.arm == arm.name && !trial.is_void())
+                    .filter(|trial| trial.point == *worst)
+                    .filter_map(|trial| trial.values.get(key))
+                    .sum()
+            };
+            let asked = sum(keys::CONNECTS);
+            (asked > 0.0).then(|| (arm, asked, sum(keys::CONNECTS_FAILED)))
+        })
+        .collect();
+    seen.first()?;
+    let failed: Vec<String> = seen
+        .iter()
+        .map(|(arm, asked, failed)| {
+            format!(
+                "{} of {} {}",
+                words::number(*failed),
+                words::number(*asked),
+                behind(arm)
+            )
+        })
+        .collect();
+    let slower: Vec<String> = case
+        .against_none("slowdown_first_byte_p50", worst)
+        .into_iter()
+        .map(|(arm, c)| format!("{} {}", words::finding(c), behind(arm)))
+        .collect();
+    let slower = if slower.is_empty() {
+        String::new()
+    } else {
+        format!(
+            " Beyond what it is without a mesh, their first byte was slowed down {}.",
+            words::list(&slower)
+        )
+    };
+    let mut verdict = case.verdict(
+        "A neighbour hoards connections: can the others still connect?",
+        Basis::Counted,
+        format!(
+            "With {} by a neighbour, of the victim's new connections failed {}.{slower}",
+            worst.label,
+            words::list(&failed)
+        ),
+    );
+    verdict.figures = seen
+        .iter()
+        .map(|(arm, asked, failed)| {
+            (
+                arm.name.clone(),
+                format!(
+                    "{}/{} failed",
+                    words::number(*failed),
+                    words::number(*asked)
+                ),
+            )
+        })
+        .collect();
+    Some(verdict)
+}
+
 pub fn killed_proxy(case: &Case) -> Option<Verdict> {
     let words = Words {
         question: "A proxy dies: who notices, and for how long?",

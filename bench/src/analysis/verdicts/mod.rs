@@ -13,7 +13,7 @@ use crate::results::{
 type Question = fn(&Case) -> Option<Verdict>;
 
 /// What does it cost me, who gets hurt when something goes wrong, what does an attacker get.
-const QUESTIONS: [(&str, Question); 22] = [
+const QUESTIONS: [(&str, Question); 23] = [
     ("L1", cost::added_latency),
     ("L1", cost::faster_of_two),
     ("L2", cost::new_connections),
@@ -23,6 +23,7 @@ const QUESTIONS: [(&str, Question); 22] = [
     ("R3", cost::idle_connections),
     ("I1", harm::noisy_neighbour),
     ("I2", harm::noisy_neighbour),
+    ("I3", harm::hoarder),
     ("I8", life::exhausted_proxy),
     ("F1", harm::killed_proxy),
     ("F2", harm::hung_proxy),
