@@ -10,6 +10,7 @@ use crate::breaker::Accrual;
 use crate::capture::{OrigDst, WorkloadName};
 use crate::detect::Protocol;
 use crate::identity::Identity;
+use crate::limits::Limits;
 use crate::policy::{Authorization, Policy, Probe};
 use crate::traffic::Traffic;
 use dashmap::{DashMap, DashSet};
@@ -53,6 +54,7 @@ pub struct Workload {
     pub uid: String,
     pub placement: Placement,
     pub probes: Vec<Probe>,
+    pub limits: Limits,
     /// The names of the policies that select it.
     policies: Vec<String>,
     /// What they say; `None` if there are none.
@@ -511,6 +513,7 @@ impl Workload {
             node: workload.node,
             uid: workload.uid,
             probes: workload.probes.iter().filter_map(Probe::read).collect(),
+            limits: workload.limits.map(Limits::read).unwrap_or_default(),
             policies: workload.policies,
             authorization: None,
             name,
