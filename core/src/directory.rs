@@ -396,13 +396,15 @@ impl Directory {
 
     /// A port of a service by its name, if it can be at an address of this family.
     pub fn service_port(&self, service: &str, port: u16, ipv4: bool) -> Option<Arc<ServicePort>> {
-        let addresses = self.services.get(service)?.clone();
-        let at = |family: bool| {
-            let mut all = addresses.iter();
-            all.find(|it| it.port() == port && it.is_ipv4() == family)
+        let address = {
+            let addresses = self.services.get(service)?;
+            let at = |family: bool| {
+                let mut all = addresses.iter();
+                all.find(|it| it.port() == port && it.is_ipv4() == family)
+            };
+            *at(ipv4).or_else(|| at(!ipv4))?
         };
-        let address = at(ipv4).or_else(|| at(!ipv4))?;
-        let found = self.ports.get(address)?.clone();
+        let found = self.ports.get(&address)?.clone();
         (found.service == service).then_some(found)
     }
 

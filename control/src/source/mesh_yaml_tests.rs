@@ -590,3 +590,10 @@ fn limits_are_read_or_refused() {
         assert!(problem.contains(told), "{said}: {problem}");
     }
 }
+
+#[test]
+fn the_example_is_a_mesh() {
+    let example = include_str!("../../../deploy/local/mesh.yaml");
+    let state = parse("mesh.yaml", example).unwrap();
+    assert_eq!(state.services["default/web"].routes.len(), 3);
+}
