@@ -1,10 +1,10 @@
-//! What becomes of requests when one of several endpoints fails.
+//! What becomes of requests when an endpoint fails, and when it has too many of them.
 #![forbid(unsafe_code)]
 
 mod mesh;
 
-use anyhow::{Result, ensure};
-use duet_bench::cluster::{Placement, PodSpec, ServiceSpec};
+use anyhow::{Context, Result, ensure};
+use duet_bench::cluster::{Endpoint, Placement, PodSpec, ServiceSpec};
 use http::StatusCode;
 use mesh::http::Client;
 use mesh::moody::Moody;
@@ -61,6 +61,8 @@ fn run(placement: Placement) {
         checks.run("gRPC trailers count", t.grpc_out()).await;
         checks.run("none better", t.none_better()).await;
         checks.run("switched off", t.accrual_off()).await;
+        checks.run("rate limited", t.rate_limited()).await;
+        checks.run("load is shed", t.shed()).await;
         checks.assert_all_passed();
     });
 }
@@ -115,6 +117,111 @@ impl Resilience<'_> {
         assert!(self.truth.contains(&name), "{}", self.truth);
         let text = self.truth.replace(&name, &format!("{name}{more}"));
         self.mesh.write_mesh_yaml(&text);
+    }
+
+    /// The mesh with the server's limits, and its proxy knows them.
+    async fn limit(&self, limits: &str) -> Result<()> {
+        let version = || -> Result<u64> {
+            let (_, config) = self.mesh.proxy("one").get(Endpoint::Admin, "/config")?;
+            let config: serde_json::Value = serde_json::from_str(&config)?;
+            config["directory"]["version"].as_u64().context("a version")
+        };
+        let name = "    name: \"one\"\n";
+        ensure!(self.truth.contains(name), "{}", self.truth);
+        let text = self
+            .truth
+            .replace(name, &format!("{name}    limits: {limits}\n"));
+        let before = version()?;
+        self.mesh.write_mesh_yaml(&text);
+        let deadline = Instant::now() + PATIENCE;
+        while version()? == before {
+            ensure!(Instant::now() < deadline, "the limits do not arrive");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    fn refused(&self, reason: &str) -> u64 {
+        let labels = [
+            "workload=\"one\"".to_owned(),
+            format!("reason=\"{reason}\""),
+        ];
+        self.mesh
+            .count("one", "duet_requests_refused_total", &labels)
+    }
+
+    async fn rate_limited(&self) -> Result<()> {
+        self.one.turn(200);
+        self.limit("{ requestsPerSecond: 1, burst: 5 }").await?;
+        let mut client = self.client(self.lonely).await?;
+        let (start, before, mut admitted) = (Instant::now(), self.one.asked(), 0);
+        for _ in 0..30 {
+            let answer = client.get("/").await?;
+            if answer.status == StatusCode::OK {
+                admitted += 1;
+                continue;
+            }
+            ensure!(answer.status == StatusCode::TOO_MANY_REQUESTS, "{answer:?}");
+            ensure!(answer.headers["retry-after"] == "1", "{answer:?}");
+        }
+        let most = 5 + start.elapsed().as_secs() + 1;
+        ensure!((5..=most).contains(&admitted), "{admitted} of {most}");
+        ensure!(self.one.asked() - before == admitted);
+        ensure!(self.refused("rate_limited") > 0);
+        ensure!(self.out("lonely") == 0, "who refuses is not out of order");
+
+        let to = self.mesh.app("one").at(GRPC);
+        let mut client = Client::http2(self.mesh.app("client"), to).await?;
+        let mut refused = 0;
+        for _ in 0..20 {
+            let headers = [("content-type", "application/grpc"), ("te", "trailers")];
+            let body = mesh::http::full(b"\0\0\0\0\0".as_slice());
+            let answer = client
+                .send(http::Method::POST, "/shop.Cart/Add", &headers, body)
+                .await?;
+            let status = answer.headers.get("grpc-status");
+            refused += usize::from(status.is_some_and(|status| status == "8"));
+        }
+        ensure!(refused > 0, "gRPC has no limit");
+        Ok(())
+    }
+
+    async fn shed(&self) -> Result<()> {
+        self.limit("{ inFlight: 2 }").await?;
+        self.one.turn_slow(Duration::from_secs(5), Duration::ZERO);
+        let requests = (0..8).map(|_| async {
+            let mut client = self.client(self.lonely).await?;
+            client.get("/").await
+        });
+        let answers = futures_util::future::try_join_all(requests).await?;
+        let shed: Vec<_> = answers
+            .iter()
+            .filter(|answer| answer.status == StatusCode::SERVICE_UNAVAILABLE)
+            .collect();
+        let served = answers
+            .iter()
+            .filter(|answer| answer.status == StatusCode::OK);
+        let served = served.count();
+        // Two at once, and two more if some came only after these.
+        ensure!((2..=4).contains(&served), "{served} were served");
+        ensure!(shed.len() + served == answers.len(), "{answers:?}");
+        for answer in shed {
+            ensure!(
+                answer.headers.contains_key("duet-proxy-error"),
+                "{answer:?}"
+            );
+        }
+        ensure!(self.refused("overloaded") > 0);
+        self.one.turn_slow(Duration::ZERO, Duration::ZERO);
+        // What has ended makes room.
+        ensure!(
+            self.statuses(self.lonely, 10)
+                .await?
+                .iter()
+                .all(StatusCode::is_success)
+        );
+        self.mesh.write_mesh_yaml(&self.truth);
+        Ok(())
     }
 
     async fn out_and_back(&self) -> Result<()> {

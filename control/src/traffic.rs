@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// Tries after the first; more would outlive any client's patience.
 pub const MAX_ATTEMPTS: u32 = 10;
+/// Requests a second, at once or under way; more is no limit.
+pub const MAX_LIMIT: u32 = 1_000_000;
 /// What gRPC may say, by number.
 const GRPC_STATUSES: [&str; 17] = [
     "ok",

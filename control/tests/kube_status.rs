@@ -129,9 +129,18 @@ async fn routes() {
         }))
         .await;
         let headers = json!([{ "headers": [{ "name": "x-version", "value": "2" }] }]);
+        let mirror = json!([{
+            "type": "RequestMirror",
+            "requestMirror": { "backendRef": { "name": "web", "port": 80 } },
+        }]);
         ns.create::<HttpRoute>(json!({
             "metadata": { "name": "canary" },
             "spec": { "parentRefs": parent, "rules": [{ "matches": headers, "backendRefs": to_web }] },
+        }))
+        .await;
+        ns.create::<HttpRoute>(json!({
+            "metadata": { "name": "mirror" },
+            "spec": { "parentRefs": parent, "rules": [{ "filters": mirror, "backendRefs": to_web }] },
         }))
         .await;
         ns.create::<GrpcRoute>(json!({
@@ -143,22 +152,24 @@ async fn routes() {
         }))
         .await;
 
-        eventually("the plain one is accepted", async || {
-            condition(&route::<HttpRoute>(&ns, "plain").await, "Accepted")
-                .is_some_and(|(reason, _)| reason == "Accepted")
-        })
-        .await;
+        for name in ["plain", "canary"] {
+            eventually("what proxies can do is accepted", async || {
+                condition(&route::<HttpRoute>(&ns, name).await, "Accepted")
+                    .is_some_and(|(reason, _)| reason == "Accepted")
+            })
+            .await;
+        }
         eventually("the other one is not, and told why", async || {
-            condition(&route::<HttpRoute>(&ns, "canary").await, "Accepted").is_some_and(
+            condition(&route::<HttpRoute>(&ns, "mirror").await, "Accepted").is_some_and(
                 |(reason, message)| {
                     reason == "UnsupportedValue"
-                        && message.starts_with("spec.rules[0].matches[0].headers is not supported")
+                        && message.starts_with("spec.rules[0].filters[0]: the filter \"RequestMirror\"")
                 },
             )
         })
         .await;
-        let canary = route::<HttpRoute>(&ns, "canary").await;
-        assert_eq!(condition(&canary, "ResolvedRefs").unwrap().0, "ResolvedRefs");
+        let mirrored = route::<HttpRoute>(&ns, "mirror").await;
+        assert_eq!(condition(&mirrored, "ResolvedRefs").unwrap().0, "ResolvedRefs");
         eventually("its parent is missed", async || {
             condition(&route::<GrpcRoute>(&ns, "late").await, "Accepted")
                 .is_some_and(|(reason, _)| reason == "NoMatchingParent")
@@ -185,7 +196,8 @@ async fn routes() {
         let after = route::<HttpRoute>(&ns, "plain").await;
         assert_eq!(before["metadata"]["resourceVersion"], after["metadata"]["resourceVersion"]);
 
-        ns.patch::<HttpRoute>("plain", json!({ "spec": { "hostnames": ["example.org"] } })).await;
+        let rules = json!([{ "filters": mirror, "backendRefs": to_web }]);
+        ns.patch::<HttpRoute>("plain", json!({ "spec": { "rules": rules } })).await;
         eventually("a change is judged", async || {
             condition(&route::<HttpRoute>(&ns, "plain").await, "Accepted")
                 .is_some_and(|(reason, _)| reason == "UnsupportedValue")

@@ -10,6 +10,7 @@ use crate::capture::Direction;
 use crate::directory::{Mtls, Workload};
 use crate::http::is_upgrade;
 use crate::identity::Identity;
+use crate::limits::Limits;
 use crate::local::Local;
 use crate::policy::{Decision, Policy, Question};
 use crate::upstream::UpstreamError;
@@ -40,6 +41,8 @@ pub(crate) struct Admitted {
     port: u16,
     /// `None`: opaque bytes.
     request: Option<(Method, Uri)>,
+    /// What the workload is asked to do at once; none, for a probe.
+    pub limits: Limits,
     /// `None`: nothing will end it, as with a probe.
     workload: Option<watch::Receiver<Option<Arc<Workload>>>>,
     /// The next change, waited for.
@@ -83,6 +86,7 @@ pub(crate) fn request<B: Body>(
             client: client.clone(),
             port: to.port(),
             request: None,
+            limits: Limits::default(),
             workload: None,
             waiting: None,
         });
@@ -168,6 +172,7 @@ impl Clone for Admitted {
             client: self.client.clone(),
             port: self.port,
             request: self.request.clone(),
+            limits: self.limits,
             workload: self.workload.clone(),
             // Everybody waits for himself.
             waiting: None,
@@ -189,6 +194,9 @@ impl Admitted {
             client: client.clone(),
             port: to.port(),
             request,
+            limits: workload
+                .as_ref()
+                .map_or_else(Limits::default, |it| it.limits),
             workload: Some(watched),
             waiting: None,
         };

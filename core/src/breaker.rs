@@ -204,8 +204,13 @@ impl Breaker {
         Some(Ticket { turn, probe: true })
     }
 
+    /// Whether a success changes anything, and has to be told.
+    pub fn heeds_success(&self) -> bool {
+        self.heeds_success.load(Ordering::Relaxed)
+    }
+
     pub fn succeeded(&self, ticket: Ticket, now: Instant) -> Option<Turn> {
-        if !self.heeds_success.load(Ordering::Relaxed) {
+        if !self.heeds_success() {
             return None;
         }
         let mut record = self.record.lock();

@@ -10,6 +10,7 @@ use crate::breaker::Accrual;
 use crate::capture::{OrigDst, WorkloadName};
 use crate::detect::Protocol;
 use crate::identity::Identity;
+use crate::limits::Limits;
 use crate::policy::{Authorization, Policy, Probe};
 use crate::traffic::Traffic;
 use dashmap::{DashMap, DashSet};
@@ -53,6 +54,7 @@ pub struct Workload {
     pub uid: String,
     pub placement: Placement,
     pub probes: Vec<Probe>,
+    pub limits: Limits,
     /// The names of the policies that select it.
     policies: Vec<String>,
     /// What they say; `None` if there are none.
@@ -394,13 +396,15 @@ impl Directory {
 
     /// A port of a service by its name, if it can be at an address of this family.
     pub fn service_port(&self, service: &str, port: u16, ipv4: bool) -> Option<Arc<ServicePort>> {
-        let addresses = self.services.get(service)?.clone();
-        let at = |family: bool| {
-            let mut all = addresses.iter();
-            all.find(|it| it.port() == port && it.is_ipv4() == family)
+        let address = {
+            let addresses = self.services.get(service)?;
+            let at = |family: bool| {
+                let mut all = addresses.iter();
+                all.find(|it| it.port() == port && it.is_ipv4() == family)
+            };
+            *at(ipv4).or_else(|| at(!ipv4))?
         };
-        let address = at(ipv4).or_else(|| at(!ipv4))?;
-        let found = self.ports.get(address)?.clone();
+        let found = self.ports.get(&address)?.clone();
         (found.service == service).then_some(found)
     }
 
@@ -511,6 +515,7 @@ impl Workload {
             node: workload.node,
             uid: workload.uid,
             probes: workload.probes.iter().filter_map(Probe::read).collect(),
+            limits: workload.limits.map(Limits::read).unwrap_or_default(),
             policies: workload.policies,
             authorization: None,
             name,

@@ -12,6 +12,7 @@ use crate::http::HEADER_TIMEOUT;
 use crate::http::limits::{CONNECTION_WINDOW, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW};
 use crate::http::{self as message, Body};
 use crate::identity::{Identity, Standing, explain_handshake};
+use crate::limits::UnderWay;
 use crate::local::Local;
 use crate::telemetry::connections::{Connection, Counted, Entry, Kind, Opened, Transport};
 use crate::telemetry::{Failure, Peer, RequestLine, at_end};
@@ -483,8 +484,15 @@ impl Inbound {
                 .reached(to, &self.peer())
         });
         let grpc = message::is_grpc(&request);
+        let mut under_way = None;
         let answered = match admission::request(&self.local, &self.who, to, &request) {
-            Ok(admitted) => send(request, admitted).await,
+            Ok(admitted) => match self.within_limits(&admitted) {
+                Ok(begun) => {
+                    under_way = begun;
+                    send(request, admitted).await
+                }
+                Err(refused) => Err(refused),
+            },
             Err(refused) => Err(refused),
         };
         let response = match answered {
@@ -498,12 +506,25 @@ impl Inbound {
         let status = response.status();
         let log = log.clone();
         let ended = at_end(move || {
+            drop(under_way);
             meters.response(status, started.elapsed());
             if let Some(line) = line {
                 log.request(&line, status, started.elapsed());
             }
         });
         response.map(|body| body.until_end(ended))
+    }
+
+    fn within_limits(&self, admitted: &Admitted) -> Result<Option<UnderWay>, UpstreamError> {
+        if admitted.limits.are_none() {
+            return Ok(None);
+        }
+        let limiter = &self.local.limiter;
+        let begun = limiter.admit(&admitted.limits, &self.name, Instant::now());
+        begun.inspect_err(|refused| {
+            let metrics = &self.local.shared.metrics;
+            metrics.refused(&self.local.name, &self.name, refused.failure().as_str());
+        })
     }
 
     async fn send(

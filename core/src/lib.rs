@@ -21,6 +21,7 @@ mod directory;
 mod http;
 mod identity;
 mod inbound;
+mod limits;
 mod local;
 mod outbound;
 mod proxy;

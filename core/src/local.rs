@@ -5,6 +5,7 @@ use crate::capture::{Direction, Kernel, WorkloadName};
 use crate::detect::Detected;
 use crate::directory::Workload;
 use crate::identity::{Certificate, Held};
+use crate::limits::Limiter;
 use crate::proxy::Shared;
 use crate::relay::{RelayError, relay};
 use crate::telemetry::{ConnectionLine, Failure, Meters, Peer, at_end};
@@ -51,6 +52,7 @@ pub(crate) struct Local {
     audits: Mutex<AuditLines>,
     /// Of the services, by "namespace/name", that it may retry requests to.
     budgets: DashMap<String, Arc<Budget>>,
+    pub limiter: Limiter,
     /// Connections that a failed lookup must not log again and again.
     last_warning: Mutex<Option<Instant>>,
 }
@@ -94,6 +96,7 @@ impl Local {
             itself: shared.directory.follow(&name),
             audits: Mutex::default(),
             budgets: DashMap::new(),
+            limiter: Limiter::default(),
             last_warning: Mutex::default(),
             name,
             shared,

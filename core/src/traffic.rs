@@ -215,6 +215,14 @@ impl Backend {
             weight: backend.weight,
         }
     }
+
+    /// Why nothing reaches it.
+    pub fn unknown(&self) -> String {
+        match (self.service.as_str(), self.port) {
+            ("", _) => "it names no backend that it may name".to_owned(),
+            (service, port) => format!("service {service} with port {port} is not known"),
+        }
+    }
 }
 
 // === impl Timeouts ===

@@ -36,6 +36,9 @@ pub const SIDECAR_KIND: &str = "duet.dev/sidecar-kind";
 /// Annotation of a pod alone: ports whose bytes are never looked at. duet-control
 /// tells the proxies.
 pub const OPAQUE_PORTS: &str = "duet.dev/opaque-ports";
+/// Annotation of a pod alone: "requestsPerSecond=100, burst=200, inFlight=50".
+/// duet-control tells the proxies.
+pub const LIMITS: &str = "duet.dev/limits";
 /// Annotation of a namespace alone: the namespaces that its workloads hear of
 /// beside their own.
 pub const REACH: &str = "duet.dev/reach";

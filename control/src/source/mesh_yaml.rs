@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_saphyr::{Error, Spanned};
 use std::collections::HashMap;
 use std::net::IpAddr;
-use traffic::{AccrualEntry, BudgetEntry, RetryEntry, TimeoutsEntry};
+use traffic::{AccrualEntry, BudgetEntry, LimitsEntry, RetryEntry, TimeoutsEntry};
 
 /// Trust domain of a file that names none.
 pub const DEFAULT_TRUST_DOMAIN: &str = "duet.local";
@@ -100,6 +100,7 @@ struct WorkloadEntry {
     opaque_ports: Vec<Text>,
     #[serde(default)]
     probes: Vec<ProbeEntry>,
+    limits: Option<LimitsEntry>,
 }
 
 #[derive(Deserialize)]
@@ -251,6 +252,7 @@ impl Reading {
             mtls: mtls.into(),
             opaque_ports,
             probes: self.probes(&format!("{field}.probes"), &entry.probes),
+            limits: self.limits(&format!("{field}.limits"), entry.limits.as_ref()),
             ..Workload::default()
         }
     }

@@ -109,7 +109,7 @@ fn unknown_fields_are_refused() {
     assert_eq!(
         refused_after("mtls: strict", "mtsl: strict"),
         "unknown field `mtsl`: write one of namespace, name, serviceAccount, node, addresses, \
-         mesh, mtls, opaquePorts, probes"
+         mesh, mtls, opaquePorts, probes, limits"
     );
     assert!(refused_after("targetPort: 8080", "target_port: 8080").contains("targetPort"));
     assert!(
@@ -565,4 +565,35 @@ fn what_is_wrong_about_traffic_is_told_with_a_remedy() {
         let problem = refused(&with_traffic(&said));
         assert!(problem.contains(told), "{said}: {problem}");
     }
+}
+
+#[test]
+fn limits_are_read_or_refused() {
+    let with = |said: &str| {
+        let from = "    mtls: strict\n";
+        GOOD.replacen(from, &format!("{from}    limits: {said}\n"), 1)
+    };
+    let state = parse(
+        "mesh.yaml",
+        &with("{ requestsPerSecond: 100, inFlight: 50 }"),
+    )
+    .unwrap();
+    let limits = state.workloads["default/web-0"].limits.unwrap();
+    assert_eq!((limits.requests_per_second, limits.burst), (100, 0));
+    assert_eq!(limits.in_flight, 50);
+    for (said, told) in [
+        ("{ requestsPerSecond: 0 }", "from 1 to 1000000"),
+        ("{ inFlight: many }", "limits.inFlight"),
+        ("{ rate: 5 }", "unknown field `rate`"),
+    ] {
+        let problem = refused(&with(said));
+        assert!(problem.contains(told), "{said}: {problem}");
+    }
+}
+
+#[test]
+fn the_example_is_a_mesh() {
+    let example = include_str!("../../../deploy/local/mesh.yaml");
+    let state = parse("mesh.yaml", example).unwrap();
+    assert_eq!(state.services["default/web"].routes.len(), 3);
 }

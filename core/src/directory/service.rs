@@ -102,11 +102,11 @@ impl Live {
     /// Compiled only when something was said that is new.
     fn follow(&self, service: &api::Service, port: u32) {
         let about = api::Service {
-            namespace: String::new(),
-            addresses: Vec::new(),
-            ports: Vec::new(),
-            failure_accrual: None,
-            ..service.clone()
+            timeouts: service.timeouts,
+            retry: service.retry.clone(),
+            retry_budget: service.retry_budget,
+            routes: service.routes.clone(),
+            ..api::Service::default()
         };
         let mut said = self.said.lock();
         if said.as_ref() != Some(&about) {

@@ -356,3 +356,41 @@ fn what_is_out_stays_out_over_an_update_and_is_told() {
     });
     assert_eq!(endpoints(&directory)[0].state(), State::In);
 }
+
+#[test]
+fn what_a_service_says_of_its_requests_is_followed() {
+    let directory = Directory::default();
+    let update = |service: api::Service| api::Update {
+        services: vec![service],
+        version: 1,
+        ..Default::default()
+    };
+    directory.apply(update(service(&[("10.0.0.1", "default/a")])));
+    let held = directory.resolve(web());
+    assert!(held.traffic().is_none());
+    let mut routed = service(&[("10.0.0.1", "default/a")]);
+    routed.timeouts = Some(api::Timeouts {
+        request_ms: 1000,
+        ..Default::default()
+    });
+    directory.apply(update(routed.clone()));
+    let compiled = held
+        .traffic()
+        .expect("connections that stand go on with it");
+    // An endpoint more is no reason to compile it again.
+    routed.ports[0].endpoints.push(api::Endpoint {
+        address: "10.0.0.2".into(),
+        port: 8080,
+        workload: "default/b".into(),
+    });
+    directory.apply(update(routed));
+    assert_eq!(endpoints(&directory).len(), 2);
+    assert!(Arc::ptr_eq(&compiled, &held.traffic().unwrap()));
+    directory.apply(update(service(&[("10.0.0.1", "default/a")])));
+    assert!(held.traffic().is_none());
+
+    let found = |port, ipv4| directory.service_port("default/web", port, ipv4);
+    assert!(found(80, true).is_some() && found(80, false).is_some());
+    assert!(found(81, true).is_none());
+    assert!(directory.service_port("default/other", 80, true).is_none());
+}

@@ -6,6 +6,7 @@ use http::{HeaderMap, Response};
 pub const GRPC_DEADLINE_EXCEEDED: u8 = 4;
 pub const GRPC_PERMISSION_DENIED: u8 = 7;
 pub const GRPC_UNAVAILABLE: u8 = 14;
+pub const GRPC_RESOURCE_EXHAUSTED: u8 = 8;
 pub const GRPC_UNIMPLEMENTED: u8 = 12;
 const GRPC_UNKNOWN: u8 = 2;
 const GRPC_INTERNAL: u8 = 13;

@@ -3,11 +3,11 @@
 
 use super::Body;
 use super::classify::{
-    GRPC_DEADLINE_EXCEEDED, GRPC_PERMISSION_DENIED, GRPC_UNAVAILABLE, GRPC_UNIMPLEMENTED,
-    grpc_status,
+    GRPC_DEADLINE_EXCEEDED, GRPC_PERMISSION_DENIED, GRPC_RESOURCE_EXHAUSTED, GRPC_UNAVAILABLE,
+    GRPC_UNIMPLEMENTED, grpc_status,
 };
 use crate::upstream::UpstreamError;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderValue, Request, Response, StatusCode};
 
 /// Why the proxy, and not the server, answers.
@@ -17,8 +17,13 @@ const PROXY_ERROR: HeaderName = HeaderName::from_static("duet-proxy-error");
 /// not to be had. A refusal says nothing against the server.
 pub fn is_failure<B>(response: &Response<B>) -> bool {
     let headers = response.headers();
-    let refused = response.status() == StatusCode::FORBIDDEN
-        || grpc_status(headers) == Some(GRPC_PERMISSION_DENIED);
+    let refused = matches!(
+        response.status(),
+        StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS
+    ) || matches!(
+        grpc_status(headers),
+        Some(GRPC_PERMISSION_DENIED | GRPC_RESOURCE_EXHAUSTED)
+    );
     headers.contains_key(PROXY_ERROR) && !refused
 }
 
@@ -33,6 +38,8 @@ pub fn failure(error: &UpstreamError, grpc: bool) -> Response<Body> {
             StatusCode::FORBIDDEN
         }
         UpstreamError::NotLocal(_) => StatusCode::MISDIRECTED_REQUEST,
+        UpstreamError::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
+        UpstreamError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
         UpstreamError::NoRoute => StatusCode::NOT_FOUND,
         UpstreamError::NoBackend(_) => StatusCode::INTERNAL_SERVER_ERROR,
         UpstreamError::ConnectMethod => StatusCode::NOT_IMPLEMENTED,
@@ -50,6 +57,7 @@ pub fn failure(error: &UpstreamError, grpc: bool) -> Response<Body> {
             StatusCode::GATEWAY_TIMEOUT => GRPC_DEADLINE_EXCEEDED,
             StatusCode::FORBIDDEN => GRPC_PERMISSION_DENIED,
             StatusCode::NOT_FOUND => GRPC_UNIMPLEMENTED,
+            StatusCode::TOO_MANY_REQUESTS => GRPC_RESOURCE_EXHAUSTED,
             _ => GRPC_UNAVAILABLE,
         };
         let mut response = Response::new(Body::empty());
@@ -68,6 +76,17 @@ pub fn failure(error: &UpstreamError, grpc: bool) -> Response<Body> {
         response.headers_mut().insert(CONTENT_TYPE, plain);
         response
     };
+    if let UpstreamError::RateLimited(wait) = error {
+        let headers = response.headers_mut();
+        if grpc {
+            let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+            headers.insert("grpc-retry-pushback-ms", HeaderValue::from(millis));
+        } else {
+            // Whole seconds, and not before the time.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+    }
     response.headers_mut().insert(PROXY_ERROR, header(&reason));
     response
 }

@@ -103,7 +103,9 @@ impl Outbound {
     fn chosen(&self, rule: &Rule) -> Result<Destination, UpstreamError> {
         let backend = match rule.choose() {
             Choice::Itself => return Ok(self.destination.clone()),
-            Choice::Nobody => return Err(UpstreamError::NoBackend("it".into())),
+            Choice::Nobody => {
+                return Err(UpstreamError::NoBackend("no backend has a weight".into()));
+            }
             Choice::Other(backend) => backend,
         };
         let directory = &self.local.shared.directory;
@@ -111,10 +113,7 @@ impl Outbound {
         directory
             .service_port(&backend.service, backend.port, ipv4)
             .map(Destination::Service)
-            .ok_or_else(|| {
-                let name = format!("{}, port {},", backend.service, backend.port);
-                UpstreamError::NoBackend(name.into())
-            })
+            .ok_or_else(|| UpstreamError::NoBackend(backend.unknown().into()))
     }
 }
 

@@ -44,6 +44,7 @@ pub struct Metrics {
     routed: Labelled,
     retries: Labelled,
     timeouts: Labelled,
+    refused: Labelled,
     certificate_expiry: GaugeVec,
     certify_failures: IntCounter,
     workloads: IntGauge,
@@ -73,10 +74,12 @@ pub enum Failure {
     Policy,
     Timeout,
     NoRoute,
+    RateLimited,
+    Overloaded,
 }
 
 impl Failure {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 15] = [
         Self::OriginalDestination,
         Self::NoEndpoints,
         Self::Connect,
@@ -90,6 +93,8 @@ impl Failure {
         Self::Policy,
         Self::Timeout,
         Self::NoRoute,
+        Self::RateLimited,
+        Self::Overloaded,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -107,6 +112,8 @@ impl Failure {
             Self::Policy => "policy",
             Self::Timeout => "timeout",
             Self::NoRoute => "no_route",
+            Self::RateLimited => "rate_limited",
+            Self::Overloaded => "overloaded",
         }
     }
 }
@@ -260,6 +267,13 @@ impl Metrics {
                  response_head, idle.",
                 ["service", "kind"],
             ),
+            refused: Labelled::new(
+                &registry,
+                "duet_requests_refused_total",
+                "Requests to the workload that were refused because of its limits, by client and \
+                 reason (rate_limited, overloaded).",
+                ["peer", "reason"],
+            ),
             registry,
             series: DashMap::new(),
             responses,
@@ -332,7 +346,13 @@ impl Metrics {
             meters.remove_from(self);
             false
         });
-        for all in [&self.decisions, &self.routed, &self.retries, &self.timeouts] {
+        for all in [
+            &self.decisions,
+            &self.routed,
+            &self.retries,
+            &self.timeouts,
+            &self.refused,
+        ] {
             all.forget(local, |_| false);
         }
         for direction in [Direction::Inbound, Direction::Outbound] {
@@ -367,6 +387,10 @@ impl Metrics {
 
     pub fn retry(&self, local: &WorkloadName, service: &str, result: &str) {
         self.retries.counter(local, service, result).inc();
+    }
+
+    pub fn refused(&self, local: &WorkloadName, peer: &str, reason: &str) {
+        self.refused.counter(local, peer, reason).inc();
     }
 
     pub fn timed_out(&self, local: &WorkloadName, service: &str, kind: &str) {

@@ -130,8 +130,13 @@ pub enum UpstreamError {
     #[error("no route of the service is for this request")]
     NoRoute,
     /// A route sends it to somebody whom discovery does not know.
-    #[error("the route has no backend: {0} is not known")]
+    #[error("the route leads nowhere: {0}")]
     NoBackend(Arc<str>),
+    /// The client may come again when this time has passed.
+    #[error("the client makes more requests than it may")]
+    RateLimited(Duration),
+    #[error("the workload has as many requests under way as it may")]
+    Overloaded,
     /// RFC 9110 §9.3.6: it asks for a tunnel of whoever it was sent to, and would ask
     /// the next proxy instead.
     #[error("CONNECT is not passed on")]
@@ -152,6 +157,8 @@ impl UpstreamError {
             Self::Handshake { .. } => Failure::Handshake,
             Self::Http(_) | Self::ConnectMethod => Failure::Upstream,
             Self::Timeout(_) => Failure::Timeout,
+            Self::RateLimited(_) => Failure::RateLimited,
+            Self::Overloaded => Failure::Overloaded,
             Self::NoRoute | Self::NoBackend(_) => Failure::NoRoute,
         }
     }

@@ -7,8 +7,9 @@
 use super::complaint::Complaints;
 use super::namespace::{Mode, Namespace, mtls};
 use super::probes;
+use super::traffic;
 use crate::injector::names;
-use duet_core::api::{MeshProtocol, Mtls, Placement, Probe, Workload};
+use duet_core::api::{Limits, MeshProtocol, Mtls, Placement, Probe, Workload};
 use k8s_openapi::api::core::v1 as core;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -34,6 +35,7 @@ pub struct Pod {
     mtls: Option<Mtls>,
     opaque_ports: Box<[u32]>,
     probes: Box<[Probe]>,
+    limits: Option<Limits>,
     pub labels: BTreeMap<String, String>,
     pub complaints: Complaints,
 }
@@ -127,6 +129,7 @@ impl Pod {
                 .unwrap_or_default()
                 .into(),
             probes: probes.into(),
+            limits: traffic::limits(&annotations, &mut complaints),
             labels,
             complaints,
         }
@@ -187,6 +190,7 @@ impl Pod {
             uid: self.uid.to_string(),
             placement: placement.into(),
             probes: self.probes.to_vec(),
+            limits: self.limits,
             ..Workload::default()
         })
     }

@@ -6,7 +6,7 @@
 use super::complaint::Complaints;
 use crate::injector::names;
 use crate::traffic;
-use duet_core::api::{FailureAccrual, Retry, RetryBudget, Timeouts};
+use duet_core::api::{FailureAccrual, Limits, Retry, RetryBudget, Timeouts};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -81,6 +81,26 @@ impl Traffic {
         }
         all
     }
+}
+
+/// What a pod's annotations say of the requests to it.
+pub fn limits(
+    annotations: &BTreeMap<String, String>,
+    complaints: &mut Complaints,
+) -> Option<Limits> {
+    let said = annotations.get(names::LIMITS)?;
+    let mut limits = Limits::default();
+    words(names::LIMITS, said, complaints, |word, value| {
+        let into = match word {
+            "requestsPerSecond" => &mut limits.requests_per_second,
+            "burst" => &mut limits.burst,
+            "inFlight" => &mut limits.in_flight,
+            _ => return Err(unknown(&["requestsPerSecond", "burst", "inFlight"])),
+        };
+        *into = traffic::number(value, 1..=traffic::MAX_LIMIT)?;
+        Ok(())
+    });
+    Some(limits)
 }
 
 fn retry_word(retry: &mut Retry, word: &str, value: &str) -> Result<(), String> {
@@ -175,6 +195,26 @@ mod tests {
             (names::RETRY_BUDGET, "percent=101"),
         ] {
             assert!(!read(annotation, wrong).1.is_empty(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn limits_are_read_or_complained_of() {
+        let said = |text: &str| {
+            let mut complaints = Complaints::default();
+            let annotations = BTreeMap::from([(names::LIMITS.to_owned(), text.to_owned())]);
+            (limits(&annotations, &mut complaints), complaints)
+        };
+        let (limits, complaints) = said("requestsPerSecond=100, inFlight=50");
+        let expected = Limits {
+            requests_per_second: 100,
+            burst: 0,
+            in_flight: 50,
+        };
+        assert_eq!(limits, Some(expected));
+        assert!(complaints.is_empty());
+        for wrong in ["inFlight=0", "inflight=1", "burst=x"] {
+            assert!(!said(wrong).1.is_empty(), "{wrong}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Reading, Text};
 use crate::traffic;
-use duet_core::api::{FailureAccrual, Retry, RetryBudget, Timeouts};
+use duet_core::api::{FailureAccrual, Limits, Retry, RetryBudget, Timeouts};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -44,6 +44,14 @@ pub(super) struct RetryEntry {
 pub(super) struct BudgetEntry {
     percent: Option<Text>,
     per_second: Option<Text>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct LimitsEntry {
+    requests_per_second: Option<Text>,
+    burst: Option<Text>,
+    in_flight: Option<Text>,
 }
 
 // === impl Reading ===
@@ -114,6 +122,19 @@ impl Reading {
         Some(RetryBudget {
             percent: number("percent", &entry.percent, 100),
             per_second: number("perSecond", &entry.per_second, 1_000_000),
+        })
+    }
+
+    pub(super) fn limits(&mut self, field: &str, entry: Option<&LimitsEntry>) -> Option<Limits> {
+        let entry = entry?;
+        let mut number = |name: &str, given: &Option<Text>| {
+            let read = |text: &str| traffic::number(text, 1..=traffic::MAX_LIMIT);
+            self.word(&format!("{field}.{name}"), given.as_ref(), read)
+        };
+        Some(Limits {
+            requests_per_second: number("requestsPerSecond", &entry.requests_per_second),
+            burst: number("burst", &entry.burst),
+            in_flight: number("inFlight", &entry.in_flight),
         })
     }
 
