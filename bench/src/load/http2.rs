@@ -28,12 +28,37 @@ pub async fn open(target: &Target) -> Result<(Sender, Driver), ErrorKind> {
     Ok((sender, Box::pin(connection)))
 }
 
+/// A request without an answer.
+pub struct Unanswered {
+    pub kind: ErrorKind,
+    /// The connection never took it, so nobody has seen it.
+    pub unsent: bool,
+}
+
+impl From<ErrorKind> for Unanswered {
+    fn from(kind: ErrorKind) -> Self {
+        Self {
+            kind,
+            unsent: false,
+        }
+    }
+}
+
 /// Sends one request and reads its answer, trailers included.
 pub async fn exchange(sender: &mut Sender, target: &Target) -> Result<Answer, ErrorKind> {
+    let outcome = try_exchange(sender, target).await;
+    outcome.map_err(|unanswered| unanswered.kind)
+}
+
+/// The same, telling a request that was never sent from one without an answer.
+pub async fn try_exchange(sender: &mut Sender, target: &Target) -> Result<Answer, Unanswered> {
     let response = sender
-        .send_request(target.http2_request())
+        .try_send_request(target.http2_request())
         .await
-        .map_err(|e| ErrorKind::of_http(&e))?;
+        .map_err(|mut error| Unanswered {
+            unsent: error.take_message().is_some(),
+            kind: ErrorKind::of_http(error.error()),
+        })?;
     let first_byte_ns = now_ns();
     let (head, mut body) = response.into_parts();
     let bytes = if target.protocol == Protocol::Grpc {
@@ -41,7 +66,8 @@ pub async fn exchange(sender: &mut Sender, target: &Target) -> Result<Answer, Er
     } else {
         let mut bytes = 0;
         while let Some(frame) = body.frame().await {
-            if let Some(data) = frame.map_err(|e| ErrorKind::of_http(&e))?.data_ref() {
+            let frame = frame.map_err(|e| ErrorKind::of_http(&e))?;
+            if let Some(data) = frame.data_ref() {
                 bytes += data.len() as u64;
             }
         }

@@ -4,14 +4,14 @@
 //! and shares its failure. The number of requests in flight is bounded.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use super::clock::now_ns;
-use super::connection::within;
+use super::connection::{Answer, within};
 use super::error::ErrorKind;
 use super::http2::{self, Driver, Sender};
 use super::reconnect::{ATTEMPT, BACKOFF, Standing, retry_time};
@@ -44,6 +44,8 @@ struct Channel {
     /// When it last completed an answer.
     last_answer_ns: AtomicU64,
     retire: Notify,
+    /// It was told to go, and takes no more requests.
+    retired: AtomicBool,
 }
 
 pub struct Multiplex(Arc<Shared>);
@@ -147,16 +149,11 @@ impl Shared {
     }
 }
 
-async fn request(shared: Arc<Shared>, channel: Arc<Channel>, due: Due) {
+async fn request(shared: Arc<Shared>, mut channel: Arc<Channel>, due: Due) {
     let sent_ns = now_ns();
     shared.recorder.lock().sent(due, sent_ns, 0);
-    let mut sender = channel.sender.clone();
-    let outcome = within(
-        shared.timeout,
-        ErrorKind::Timeout,
-        http2::exchange(&mut sender, &shared.target),
-    )
-    .await;
+    let exchange = exchange(&shared, &mut channel);
+    let outcome = within(shared.timeout, ErrorKind::Timeout, exchange).await;
     let done_ns = outcome
         .as_ref()
         .map_or_else(|_| now_ns(), |answer| answer.done_ns);
@@ -171,10 +168,34 @@ async fn request(shared: Arc<Shared>, channel: Arc<Channel>, due: Due) {
     if outcome.is_err_and(ErrorKind::is_timeout)
         && channel.last_answer_ns.load(Ordering::Relaxed) < sent_ns
     {
+        channel.retired.store(true, Ordering::Relaxed);
         channel.retire.notify_one();
     }
     shared.state().in_flight -= 1;
 }
+
+/// Sends the request on the connection, or on another one if this one was retired before it took the request:
+/// that is the generator's doing, and nobody has seen the request yet.
+async fn exchange(shared: &Shared, channel: &mut Arc<Channel>) -> Result<Answer, ErrorKind> {
+    loop {
+        let mut sender = channel.sender.clone();
+        match http2::try_exchange(&mut sender, &shared.target).await {
+            Err(unanswered) if unanswered.unsent && channel.retired.load(Ordering::Relaxed) => {}
+            outcome => return outcome.map_err(|unanswered| unanswered.kind),
+        }
+        // Its successor is being opened; the request's own time-out bounds the wait.
+        *channel = loop {
+            let next = shared.state().next();
+            match next {
+                Some(next) if !next.retired.load(Ordering::Relaxed) => break next,
+                _ => tokio::time::sleep(SUCCESSOR).await,
+            }
+        };
+    }
+}
+
+/// From one look for a retired connection's successor to the next.
+const SUCCESSOR: Duration = Duration::from_millis(1);
 
 /// Keeps one connection open until the runtime ends.
 async fn keep(slot: usize, shared: Arc<Shared>) {
@@ -214,6 +235,7 @@ async fn hold(slot: usize, shared: &Arc<Shared>, sender: Sender, mut driver: Dri
         sender,
         last_answer_ns: AtomicU64::new(0),
         retire: Notify::new(),
+        retired: AtomicBool::new(false),
     });
     {
         let mut state = shared.state();
