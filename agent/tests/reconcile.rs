@@ -11,6 +11,7 @@ use duet_core::api::Placement;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::thread;
 use std::time::{Duration, Instant};
 use world::{PATIENCE, Process, TestPod, World, test};
 
@@ -315,6 +316,32 @@ fn what_was_enrolled_by_hand_is_not_discoverys_to_end() {
             eventually(|| is_enrolled(world, "web-0", &process));
             discovery.take_away("web-0");
             eventually(|| !list(world).contains("default/web-0"));
+        },
+    );
+}
+
+/// The kubelet asks a new pod as soon as it has an address, and tells of that later.
+#[test]
+fn a_connection_waits_until_the_pods_address_is_told() {
+    test(
+        "a_connection_waits_until_the_pods_address_is_told",
+        |world| {
+            let server = world.a.serve((Ipv4Addr::UNSPECIFIED, 0));
+            let to = SocketAddr::new(world.a.v4, server.port());
+            let discovery = Discovery::start(world);
+            let uid = world.uid(1);
+            let process = world.pause(&uid, Some(&world.a));
+            discovery.place("web-0", &uid, &[]);
+            let _agent = Agent::start_with(world, &discovery.control());
+            eventually(|| is_enrolled(world, "web-0", &process));
+            thread::scope(|scope| {
+                let asking = scope.spawn(|| world.b.ask(to));
+                thread::sleep(Duration::from_millis(500));
+                assert!(!asking.is_finished(), "{:?}", asking.join());
+                discovery.place("web-0", &uid, &[world.a.v4]);
+                let said = asking.join().unwrap();
+                assert!(said.is_ok_and(|said| said.starts_with(&to.to_string())));
+            });
         },
     );
 }

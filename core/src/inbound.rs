@@ -68,6 +68,7 @@ pub(crate) async fn mesh(local: Arc<Local>, stream: TcpStream, client: SocketAdd
     if let Err(reason) = comes_from(&local, client, &peer) {
         return local.failed(DIRECTION, Failure::Identity, &reason);
     }
+    local.is_addressed().await;
     let Ok(own) = stream.get_ref().0.local_addr() else {
         return;
     };
@@ -175,6 +176,7 @@ pub(crate) async fn plaintext(local: Arc<Local>, stream: TcpStream, client: Sock
     if let Err(error) = local.discovered().await {
         return local.failed(DIRECTION, error.failure(), &error);
     }
+    local.is_addressed().await;
     let itself = local.itself();
     let probed = itself.as_ref().is_some_and(|one| is_probed(one, to.0));
     // Not known any more is not permissive.

@@ -207,6 +207,23 @@ impl Local {
         let _ = tokio::time::timeout(PATIENCE, known).await;
     }
 
+    /// Waits, within [`PATIENCE`], while discovery knows of the workload and of no
+    /// address of it: a new pod is reached, by the kubelet first, as soon as it has
+    /// one, and the platform tells of that later.
+    pub async fn is_addressed(&self) {
+        let is_addressed = |itself: &Option<Arc<Workload>>| {
+            itself
+                .as_ref()
+                .is_none_or(|itself| !itself.addresses.is_empty())
+        };
+        if is_addressed(&self.itself.borrow()) {
+            return;
+        }
+        let mut itself = self.itself.clone();
+        // Without one the connection is not this workload's.
+        let _ = tokio::time::timeout(PATIENCE, itself.wait_for(is_addressed)).await;
+    }
+
     /// What discovery says of the workload; `None` if it does not know it.
     pub fn itself(&self) -> Option<Arc<Workload>> {
         self.itself.borrow().clone()
