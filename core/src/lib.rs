@@ -3,8 +3,8 @@
 //! A mode builds a [`Capture`] for each workload and hands it to a [`Proxy`]; all
 //! the rest is here, in the order in which a connection meets it: [`capture`] is
 //! the seam, `outbound` and `inbound` are the two stories, `detect`, `directory`,
-//! `traffic`, `balance`, `breaker`, `upstream` and `relay` are what happens on the way, `http` is what
-//! must change in a message, `identity` who is who.
+//! `traffic`, `balance`, `breaker`, `limits`, `upstream` and `relay` are what happens
+//! on the way, `http` is what must change in a message, `identity` who is who.
 #![forbid(unsafe_code)]
 
 pub mod capture;
