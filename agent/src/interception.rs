@@ -12,8 +12,9 @@ use crate::sys::{self, AttachPoint, LinkTarget};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, Program, ProgramError, SkLookup};
 use aya::{Ebpf, EbpfLoader};
-use duet_ebpf::names;
+use duet_ebpf::{NetnsCookie, names};
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -65,6 +66,8 @@ pub struct Interception {
     maps: Maps,
     /// As attached, by `ON_CGROUP`'s order.
     programs: Mutex<[u32; ON_CGROUP.len()]>,
+    /// The instances of the one on namespaces.
+    steering: Mutex<HashMap<NetnsCookie, u32>>,
 }
 
 /// What there was before.
@@ -107,6 +110,7 @@ impl Interception {
             cgroup,
             maps,
             programs: Mutex::new(programs),
+            steering: Mutex::default(),
         })
     }
 
@@ -127,6 +131,15 @@ impl Interception {
 
     pub fn cgroup(&self) -> &Cgroup {
         &self.cgroup
+    }
+
+    /// Everything that runs on this agent's behalf: the kernel's number, and the name.
+    pub fn programs(&self) -> HashMap<u32, &'static str> {
+        let on_cgroup = self.programs.lock().into_iter();
+        let on_cgroup = on_cgroup.zip(ON_CGROUP.map(|(name, _)| name));
+        let steering = self.steering.lock();
+        let on_netns = steering.values().map(|&id| (id, names::SK_LOOKUP));
+        on_cgroup.chain(on_netns).collect()
     }
 
     /// Whether the kernel still runs these very programs for the cgroup's
@@ -169,18 +182,19 @@ impl Interception {
                 .pin(&pin)
                 .map_err(|error| failed(error.into()))?;
         }
+        self.steering.lock().insert(netns.cookie(), id);
         Ok(Steering { pin, program: id })
     }
 
     /// The namespaces that have a pinned link.
-    pub fn steered(&self) -> io::Result<Vec<duet_ebpf::NetnsCookie>> {
+    pub fn steered(&self) -> io::Result<Vec<NetnsCookie>> {
         let entries = fs::read_dir(self.layout.pods())?.flatten();
         let cookie = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
         Ok(entries.filter_map(cookie).collect())
     }
 
     /// Whether a namespace that cannot be found any more still exists.
-    pub fn is_alive(&self, netns: duet_ebpf::NetnsCookie) -> bool {
+    pub fn is_alive(&self, netns: NetnsCookie) -> bool {
         let target = sys::open_pinned(&self.layout.pod(netns))
             .and_then(|link| sys::link_info(link.as_fd()))
             .map(|info| info.target);
@@ -188,7 +202,8 @@ impl Interception {
     }
 
     /// Ends the steering of a namespace.
-    pub fn release(&self, netns: duet_ebpf::NetnsCookie) -> io::Result<()> {
+    pub fn release(&self, netns: NetnsCookie) -> io::Result<()> {
+        self.steering.lock().remove(&netns);
         unpin(&self.layout.pod(netns))
     }
 }
@@ -246,10 +261,7 @@ fn loader(layout: &Layout) -> EbpfLoader<'static> {
 
 /// Loads the object with its maps from the loader's layout, pinning those that are
 /// not.
-fn load(
-    loader: &mut EbpfLoader<'static>,
-    netns: duet_ebpf::NetnsCookie,
-) -> Result<Ebpf, InterceptionError> {
+fn load(loader: &mut EbpfLoader<'static>, netns: NetnsCookie) -> Result<Ebpf, InterceptionError> {
     // The loader borrows it for as long as it lives: eight bytes for each pod.
     let netns: &'static _ = Box::leak(Box::new(netns));
     loader.override_global(names::NETNS, netns, true);

@@ -21,6 +21,7 @@ pub mod maps;
 pub mod netns;
 pub mod passing;
 pub mod pod;
+pub mod programs;
 pub mod reconcile;
 pub mod record;
 pub mod report;

@@ -7,6 +7,7 @@ use crate::handover::{self, Estate, Predecessor};
 use crate::interception::{Before, Interception};
 use crate::keeper::{BEAT, Keeper, Left};
 use crate::passing::Inherited;
+use crate::programs::Costs;
 use crate::reconcile::Reconciler;
 use crate::succession::{Parts, Succession, aside};
 use crate::tally::{Counters, Tally};
@@ -91,6 +92,9 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let cgroup = settings.cgroup.as_deref();
     let interception = Interception::after(inheritance.before, &settings.bpffs, cgroup);
     let interception = Arc::new(interception.map_err(|error| wrong(&error))?);
+    let costs = Costs::new(interception.clone());
+    let costs = costs.and_then(|costs| proxy.registry().register(Box::new(costs)));
+    costs.map_err(|error| wrong(&error))?;
     let tenure = match predecessor {
         Some(_) => Tenure::Coming,
         None => Tenure::Holding,

@@ -119,6 +119,32 @@ fn a_deleted_namespace_is_removed_by_itself() {
 }
 
 #[test]
+fn what_the_kernel_programs_cost_is_told_where_the_kernel_counts_it() {
+    test(
+        "what_the_kernel_programs_cost_is_told_where_the_kernel_counts_it",
+        |world| {
+            let _counting = aya::sys::enable_stats(aya::sys::Stats::RunTime).unwrap();
+            let agent = Agent::start(world);
+            enrol(world, "default/web-0", &world.a);
+            let connected = |name: &str, metric: &str| {
+                agent.metric(&format!("duet_agent_bpf_{metric}{{program=\"{name}\"}}"))
+            };
+            let to = SocketAddr::new(world.b.v4, 9).to_string();
+            let into = SocketAddr::new(world.a.v4, 9);
+            let _streams = [0; 5].map(|_| connect(&world.a, &to).unwrap());
+            let _ = world.b.run(|| TcpStream::connect_timeout(&into, PATIENCE));
+            for (name, runs) in [("duet_connect4", 5.0), ("duet_sk_lookup", 1.0)] {
+                eventually(|| connected(name, "runs_total") >= runs);
+                assert!(connected(name, "run_seconds_total") > 0.0, "{name}");
+            }
+            // What has been counted is not forgotten with the pod.
+            told(world, "remove", &["--workload", "default/web-0"]);
+            assert!(connected("duet_sk_lookup", "runs_total") >= 1.0);
+        },
+    );
+}
+
+#[test]
 fn mistakes_are_told_in_one_line() {
     test("mistakes_are_told_in_one_line", |world| {
         let _agent = Agent::start(world);
