@@ -235,11 +235,12 @@ impl Installation {
         }
     }
 
-    /// Names of the agents' pods, by node.
+    /// Names of the agents' pods, by node; where one takes over from another, its own.
     pub fn agents(&self) -> BTreeMap<String, String> {
         let path = r"jsonpath={range .items[*]}{.spec.nodeName} {.metadata.name}{'\n'}{end}";
         let selector = "-lapp.kubernetes.io/name=duet-agent";
-        let listed = said(&["-n", SYSTEM, "get", "pods", selector, "-o", path]);
+        let by_age = "--sort-by=.metadata.creationTimestamp";
+        let listed = said(&["-n", SYSTEM, "get", "pods", selector, by_age, "-o", path]);
         let lines = listed.lines().filter_map(|line| line.split_once(' '));
         lines
             .map(|(node, pod)| (node.to_owned(), pod.to_owned()))
