@@ -7,7 +7,7 @@ mod world;
 
 use daemon::{Agent, Control, enrol, eventually, is_enrolled, log_of, told};
 use discovery::Discovery;
-use load::{Load, StopAtEnd, exchange, hold};
+use load::{Load, StopAtEnd, exchange, hold, is_refusal};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -21,10 +21,13 @@ const HANGS: &str = "duet_agent_proxy_restarts_total{reason=\"hang\"}";
 const CUT_BY_CRASH: &str = "duet_agent_connections_cut_total{reason=\"crash\"}";
 const CUT_BY_HANG: &str = "duet_agent_connections_cut_total{reason=\"hang\"}";
 
-/// How long a client that connects just now has to wait for its answer.
+/// How long a client that connects just now has to wait for its answer. The process may
+/// have taken it along, if it accepted in its last moment; it is never refused.
 fn wait_of_one(pod: &TestPod, to: SocketAddr) -> Duration {
     let began = Instant::now();
-    pod.run(|| exchange(to)).unwrap();
+    while let Err(error) = pod.run(|| exchange(to)) {
+        assert!(!is_refusal(&error.to_string()), "{error}");
+    }
     began.elapsed()
 }
 
@@ -67,7 +70,7 @@ fn a_killed_proxy_refuses_nobody() {
             for round in 1..=5 {
                 let mut open = hold(&world.a, there);
                 // Longer than the supervisor takes to hear of it.
-                std::thread::sleep(2 * duet_agent::keeper::BEAT);
+                std::thread::sleep(3 * duet_agent::keeper::BEAT);
                 let cut = agent.metric(CUT_BY_CRASH);
                 kill(agent.proxy().unwrap(), Signal::SIGKILL).unwrap();
                 waits.push(wait_of_one(&world.a, there));
@@ -103,7 +106,8 @@ fn a_proxy_that_hangs_is_replaced() {
         let to = SocketAddr::new(world.b.v4, server.port());
         let agent = supervised(world, &discovery);
         let _open = hold(&world.a, to);
-        std::thread::sleep(2 * duet_agent::keeper::BEAT);
+        // On a machine that is busy as well.
+        std::thread::sleep(6 * duet_agent::keeper::BEAT);
         let hung = agent.proxy().unwrap();
         kill(hung, Signal::SIGSTOP).unwrap();
         eventually(|| is_stopped(hung));

@@ -93,7 +93,7 @@ impl Load {
     /// Those that did not even come to be.
     pub fn refused(&self) -> Vec<String> {
         let failed = self.failed().into_iter();
-        failed.filter(|why| why.starts_with(REFUSED)).collect()
+        failed.filter(|why| is_refusal(why)).collect()
     }
 
     pub fn failed(&self) -> Vec<String> {
@@ -113,6 +113,11 @@ impl Drop for StopAtEnd<'_> {
     fn drop(&mut self) {
         self.0.stop();
     }
+}
+
+/// Whether a connection did not even come to be.
+pub fn is_refusal(why: &str) -> bool {
+    why.starts_with(REFUSED)
 }
 
 /// A connection that stays open and has been served.

@@ -45,6 +45,8 @@ where
             .serve_connection(io, service);
         let mut connection = pin!(connection);
         tokio::select! {
+            // First: one that has only just begun is not idle, it has asked already.
+            biased;
             ended = connection.as_mut() => ended,
             () = drain.cancelled() => {
                 connection.as_mut().graceful_shutdown();
@@ -62,6 +64,8 @@ where
             .with_upgrades();
         let mut connection = pin!(connection);
         tokio::select! {
+            // First: one that has only just begun is not idle, it has asked already.
+            biased;
             ended = connection.as_mut() => ended,
             () = drain.cancelled() => {
                 connection.as_mut().graceful_shutdown();

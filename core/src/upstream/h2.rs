@@ -195,13 +195,20 @@ impl Stream {
         }
     }
 
-    pub async fn request(self, request: Request<Body>) -> Result<Response<Body>, UpstreamError> {
+    /// `None` if the peer went away before it took the request: its successor may.
+    pub async fn request(
+        self,
+        request: Request<Body>,
+    ) -> Result<Option<Response<Body>>, UpstreamError> {
         let Self { mut sender, slot } = self;
         let (parts, body) = request.into_parts();
         let bodiless = body.is_end_stream();
-        let (response, stream) = sender
-            .send_request(Request::from_parts(parts, ()), bodiless)
-            .map_err(|error| slot.0.unsent(error))?;
+        let (response, stream) = match sender.send_request(Request::from_parts(parts, ()), bodiless)
+        {
+            Ok(sent) => sent,
+            Err(error) if slot.0.has_gone(&error) => return Ok(None),
+            Err(error) => return Err(slot.0.unsent(error)),
+        };
         let mut upload = AbortOnDrop(None);
         if !bodiless {
             let sending = tokio::spawn(async move {
@@ -211,10 +218,14 @@ impl Stream {
             });
             upload.0 = Some(sending.abort_handle());
         }
-        let response = response.await.map_err(UpstreamError::http)?;
+        let response = match response.await {
+            Ok(response) => response,
+            Err(error) if slot.0.has_gone(&error) => return Ok(None),
+            Err(error) => return Err(UpstreamError::http(error)),
+        };
         // Who answers may still be listening.
         upload.disarm();
-        Ok(response.map(|body| Body::streamed(body, slot)))
+        Ok(Some(response.map(|body| Body::streamed(body, slot))))
     }
 
     /// A tunnel. Nothing has gone into it, so a refusal is one of a connection. `None`

@@ -21,6 +21,7 @@ use crate::telemetry::connections::{self, Kind, Opened};
 use crate::telemetry::{Connections, Failure};
 use ::http::{Request, Response, StatusCode, Version};
 use dashmap::DashMap;
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
@@ -328,7 +329,19 @@ impl Upstreams {
         certificate: impl AsyncFnOnce() -> Result<Arc<Certificate>, UpstreamError>,
     ) -> Result<Response<Body>, UpstreamError> {
         match place {
-            Place::Http2(stream) => stream.request(request).await,
+            Place::Http2(stream) => {
+                let again = again(&request);
+                if let Some(response) = stream.request(request).await? {
+                    return Ok(response);
+                }
+                let gone = || UpstreamError::http("the peer's proxy went away, and a body with it");
+                let again = again.ok_or_else(gone)?;
+                let next = self.reserve(target, Version::HTTP_2, certificate).await?;
+                let Place::Http2(stream) = next else {
+                    return Err(gone());
+                };
+                stream.request(again).await?.ok_or_else(gone)
+            }
             Place::Http1(sender) => {
                 let connect = async || self.http1(target, certificate).await;
                 let pool = get_or_default(&self.h1, target.clone());
@@ -446,6 +459,20 @@ impl Upstreams {
         stream.set_nodelay(true).map_err(failed)?;
         Ok(stream)
     }
+}
+
+/// A second copy of a request that has no body.
+fn again(request: &Request<Body>) -> Option<Request<Body>> {
+    if !request.body().is_end_stream() {
+        return None;
+    }
+    let mut again = Request::new(Body::empty());
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.version_mut() = request.version();
+    *again.headers_mut() = request.headers().clone();
+    *again.extensions_mut() = request.extensions().clone();
+    Some(again)
 }
 
 /// Forgets places that nothing leads to any more, and closes connections that were
