@@ -198,7 +198,7 @@ impl Attendant {
                 limit_ms,
             } => {
                 let cgroup = self.containers()?.container(&container)?;
-                let pid = readings::first_process(&cgroup)
+                let pid = readings::proxying_process(&cgroup)
                     .ok_or_else(|| format!("container {container} has no process"))?;
                 json(scan_process(pid, &KnownKeys::of(&known), ms(limit_ms)).map_err(said)?)
             }

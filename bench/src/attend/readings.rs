@@ -122,16 +122,24 @@ impl Attendant {
 }
 
 /// The process that has been in a group for longest.
-pub(super) fn first_process(cgroup: &Cgroup) -> Option<u32> {
-    cgroup
-        .pids_below()
-        .into_iter()
-        .filter(|pid| *pid != 0)
-        .min_by_key(|pid| {
-            procfs::process::Process::new(*pid as i32)
-                .and_then(|process| process.stat())
-                .map_or(u64::MAX, |stat| stat.starttime)
-        })
+fn first_process(cgroup: &Cgroup) -> Option<u32> {
+    by_age(cgroup).first().copied()
+}
+
+/// The process of a proxy that holds its keys: a supervisor is there before it.
+pub(super) fn proxying_process(cgroup: &Cgroup) -> Option<u32> {
+    by_age(cgroup).last().copied()
+}
+
+/// The oldest first.
+fn by_age(cgroup: &Cgroup) -> Vec<u32> {
+    let began = |pid: u32| {
+        let process = procfs::process::Process::new(pid as i32).ok()?;
+        Some((process.stat().ok()?.starttime, pid))
+    };
+    let mut processes: Vec<_> = cgroup.pids_below().into_iter().filter_map(began).collect();
+    processes.sort_unstable();
+    processes.into_iter().map(|(_, pid)| pid).collect()
 }
 
 /// Moves the calling thread into a process's network, for good.
