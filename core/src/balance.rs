@@ -17,7 +17,7 @@ use crate::capture::WorkloadName;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// The time in which an old latency loses 1 − 1/e of its weight.
@@ -27,6 +27,8 @@ const DECAY: Duration = Duration::from_secs(10);
 const UNKNOWN: Duration = Duration::from_secs(1);
 /// What a failed connection counts as.
 const FAILED: Duration = Duration::from_secs(5);
+/// A client that goes away sooner says nothing of who was to answer it.
+const WORTH_TELLING: Duration = Duration::from_millis(10);
 
 /// One address of a service.
 #[derive(Debug)]
@@ -50,6 +52,8 @@ pub struct InFlight {
     endpoint: Arc<Endpoint>,
     started: Instant,
     ticket: Ticket,
+    /// Whether the endpoint's estimate has heard of it.
+    told: AtomicBool,
 }
 
 /// What is to be said of an endpoint when more than the head of its answer is known.
@@ -86,6 +90,7 @@ impl Endpoint {
             endpoint: self.clone(),
             started,
             ticket,
+            told: AtomicBool::new(false),
         }
     }
 
@@ -136,6 +141,17 @@ impl Endpoint {
         ewma.updated = now;
     }
 
+    /// Somebody who has waited for so long gave up: its latency is no less.
+    fn outlasted(&self, waited: Duration, now: Instant) {
+        let waited = waited.as_secs_f64();
+        let mut ewma = self.latency.lock();
+        let faded = ewma.seconds * decay(now.saturating_duration_since(ewma.updated));
+        if waited > faded.max(WORTH_TELLING.as_secs_f64()) {
+            ewma.seconds = waited;
+            ewma.updated = now;
+        }
+    }
+
     /// Without news an estimate fades, so that a shunned endpoint is tried again.
     fn load(&self, now: Instant) -> f64 {
         let ewma = self.latency.lock();
@@ -158,14 +174,23 @@ impl InFlight {
     pub fn answered(&self) {
         let now = Instant::now();
         let latency = now.saturating_duration_since(self.started);
+        self.told.store(true, Ordering::Relaxed);
         self.endpoint.observe(latency, now);
     }
 
     /// It could not even be reached. Left as it was it would count as idle, and get
     /// every request.
     pub fn unreached(&self) {
+        self.told.store(true, Ordering::Relaxed);
         self.endpoint.observe(FAILED, Instant::now());
         self.judged(false);
+    }
+
+    /// It is there, and does not want this request: that it said so quickly is no
+    /// reason to ask it more often.
+    pub fn refused(&self) {
+        self.told.store(true, Ordering::Relaxed);
+        self.judged(true);
     }
 
     /// What its end says of the endpoint.
@@ -188,6 +213,12 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.endpoint.pending.fetch_sub(1, Ordering::Relaxed);
+        // Left as it was, one that never answers would count as quick and idle.
+        if !self.told.load(Ordering::Relaxed) {
+            let now = Instant::now();
+            let waited = now.saturating_duration_since(self.started);
+            self.endpoint.outlasted(waited, now);
+        }
     }
 }
 
@@ -321,6 +352,27 @@ mod tests {
         }
         assert_eq!(seen.len(), 5);
         assert!(pick(&[], None).is_none());
+    }
+
+    #[test]
+    fn one_that_never_answers_is_not_taken_for_quick() {
+        let all = endpoints(2);
+        let now = Instant::now();
+        all[0].observe(Duration::from_millis(5), now);
+        all[1].observe(Duration::from_millis(10), now);
+        // Somebody hangs up at once, which says nothing.
+        drop(all[0].begin());
+        assert!(all[0].load(now) < all[1].load(now));
+        let began = now
+            .checked_sub(Duration::from_secs(1))
+            .expect("a second ago");
+        drop(all[0].begin_with(all[0].breaker.ticket(), began));
+        assert!(all[0].load(now) > all[1].load(now));
+        // A refusal is quick as well, and no reason to ask again.
+        let refused = all[1].begin();
+        refused.refused();
+        drop(refused);
+        assert!(all[1].load(now) <= 0.01);
     }
 
     #[test]

@@ -498,7 +498,10 @@ impl Inbound {
             Err(refused) => Err(refused),
         };
         let response = match answered {
-            Ok(response) => response,
+            Ok(mut response) => {
+                message::from_application(&mut response);
+                response
+            }
             Err(error) => {
                 self.local.failed(DIRECTION, error.failure(), &error);
                 message::failure(&error, grpc)

@@ -100,17 +100,25 @@ impl Body {
     }
 
     fn poll_in_time(&mut self, cx: &mut Context<'_>) -> Polled {
+        // A client that is slower than the server finds the next piece always there.
+        if let Some(deadline) = &mut self.deadline
+            && let late @ Poll::Ready(_) = deadline.poll_whole(cx)
+        {
+            if deadline.is_clients() {
+                // What the client waited for says nothing of the server.
+                self.on_end = None;
+            }
+            return late;
+        }
         let polled = self.poll_source(cx);
-        let Some(deadline) = &mut self.deadline else {
-            return polled;
-        };
-        if let Poll::Ready(Some(Ok(_))) = &polled {
-            deadline.moved();
+        match &mut self.deadline {
+            Some(deadline) if polled.is_pending() => deadline.poll_idle(cx),
+            Some(deadline) => {
+                deadline.moved();
+                polled
+            }
+            None => polled,
         }
-        if polled.is_ready() {
-            return polled;
-        }
-        deadline.poll(cx)
     }
 
     fn tell(&mut self, frame: Option<&Result<Frame<Bytes>, Failed>>) {

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue};
 use http_body::Frame;
 use std::error::Error;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -15,6 +15,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 pub enum Timeout {
     /// The whole request's.
     Request,
+    /// The client's own: it says how long it waits.
+    Client,
     /// One try's.
     Try,
     /// That until the head of an answer.
@@ -39,6 +41,7 @@ impl Timeout {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Request => "request",
+            Self::Client => "client",
             Self::Try => "try",
             Self::Head => "response_head",
             Self::Idle => "idle",
@@ -50,6 +53,7 @@ impl std::fmt::Display for Timeout {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Request => "the request took longer than it may",
+            Self::Client => "the client waits no longer",
             Self::Try => "the server took longer than a try may",
             Self::Head => "the server did not begin to answer in time",
             Self::Idle => "the server said nothing for too long",
@@ -85,25 +89,30 @@ impl Deadline {
         }
     }
 
-    /// What the body ends with instead, once it is too late.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Polled {
-        if self.over {
-            return Poll::Ready(None);
+    /// What the body ends with instead, once all of it is too late.
+    pub fn poll_whole(&mut self, cx: &mut Context<'_>) -> Polled {
+        match &mut self.whole {
+            Some((sleep, which)) => {
+                let which = *which;
+                ready!(sleep.as_mut().poll(cx));
+                self.end(which)
+            }
+            None => Poll::Pending,
         }
-        let whole = self.whole.as_mut();
-        let mut late = whole.and_then(|(sleep, which)| {
-            let over = sleep.as_mut().poll(cx).is_ready();
-            over.then_some(*which)
-        });
-        if let Some((sleep, _)) = &mut self.idle
-            && late.is_none()
-            && sleep.as_mut().poll(cx).is_ready()
-        {
-            late = Some(Timeout::Idle);
+    }
+
+    /// What it ends with instead, once the next piece is too late.
+    pub fn poll_idle(&mut self, cx: &mut Context<'_>) -> Polled {
+        match &mut self.idle {
+            Some((sleep, _)) => {
+                ready!(sleep.as_mut().poll(cx));
+                self.end(Timeout::Idle)
+            }
+            None => Poll::Pending,
         }
-        let Some(which) = late else {
-            return Poll::Pending;
-        };
+    }
+
+    fn end(&mut self, which: Timeout) -> Polled {
         self.over = true;
         if let Some(tell) = self.tell.take() {
             tell(which);
@@ -117,6 +126,11 @@ impl Deadline {
 
     pub fn is_over(&self) -> bool {
         self.over
+    }
+
+    /// Whether it is the client's own patience that may end first.
+    pub fn is_clients(&self) -> bool {
+        matches!(self.whole, Some((_, Timeout::Client)))
     }
 }
 

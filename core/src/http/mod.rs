@@ -19,4 +19,4 @@ pub use headers::{
 };
 pub use replay::Replay;
 pub use serve::{HEADER_TIMEOUT, serve};
-pub use synthesize::{failure, is_failure, is_grpc};
+pub use synthesize::{failure, from_application, is_failure, is_grpc, is_refusal};

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker};
 
 /// Bytes that are kept of one body; linkerd2-proxy's limit.
 const MOST: usize = 64 * 1024;
@@ -41,6 +41,8 @@ struct Kept {
     /// It is too long to be kept, or it failed.
     lost: bool,
     turn: u32,
+    /// Of the try that waits for more of it.
+    waiting: Option<Waker>,
 }
 
 // === impl Replay ===
@@ -55,17 +57,33 @@ impl Replay {
             trailers: None,
             lost: false,
             turn: 0,
+            waiting: None,
         })))
     }
 
-    /// Whether there can be another body.
+    /// Whether there can be another body, as far as it is known.
     pub fn can_repeat(&self) -> bool {
         !self.0.lock().lost
+    }
+
+    /// Takes the body from the try that has it, which may be sending it still. False
+    /// if there can be no other: then that one keeps it.
+    pub fn take_back(&self) -> bool {
+        let mut kept = self.0.lock();
+        if kept.lost {
+            return false;
+        }
+        kept.turn += 1;
+        if let Some(waiting) = kept.waiting.take() {
+            waiting.wake();
+        }
+        true
     }
 
     /// The next try's body, from the beginning.
     pub fn body(&self) -> Body {
         let mut kept = self.0.lock();
+        debug_assert!(!kept.lost, "what is lost cannot be sent again");
         kept.turn += 1;
         Body::replayed(Replayed {
             kept: self.0.clone(),
@@ -96,7 +114,10 @@ impl Replayed {
             self.given = usize::MAX;
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
-        let frame = ready!(Pin::new(&mut kept.source).poll_frame(cx));
+        let Poll::Ready(frame) = Pin::new(&mut kept.source).poll_frame(cx) else {
+            kept.waiting = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
         match &frame {
             None => kept.ended = true,
             Some(Err(_)) => kept.lost = true,
@@ -209,6 +230,24 @@ mod tests {
             assert_eq!(all(body).await.len(), size, "the rest");
             assert!(!replay.can_repeat());
         }
+    }
+
+    /// An answer may come while the body is still being sent.
+    #[tokio::test]
+    async fn a_body_that_is_taken_back_grows_no_longer() {
+        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        let replay = Replay::new(Body::pieces(receiver));
+        let mut old = replay.body();
+        sender.send(Bytes::from(vec![7; MOST])).await.unwrap();
+        begin(&mut old, 1).await;
+        let sending = tokio::spawn(async move { old.collect().await.map(drop) });
+        tokio::task::yield_now().await;
+        assert!(replay.take_back());
+        assert!(sending.await.unwrap().is_err(), "it is woken, and told");
+        sender.send(Bytes::from(vec![8; 1])).await.unwrap();
+        drop(sender);
+        assert_eq!(all(replay.body()).await.len(), MOST + 1);
+        assert!(!replay.take_back(), "now it is too long");
     }
 
     #[tokio::test]

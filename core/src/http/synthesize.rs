@@ -16,15 +16,28 @@ const PROXY_ERROR: HeaderName = HeaderName::from_static("duet-proxy-error");
 /// Whether a proxy on the way answered in the server's place, because the server is
 /// not to be had. A refusal says nothing against the server.
 pub fn is_failure<B>(response: &Response<B>) -> bool {
-    let headers = response.headers();
-    let refused = matches!(
+    response.headers().contains_key(PROXY_ERROR) && !refuses(response)
+}
+
+/// Whether a proxy on the way refused in the server's place.
+pub fn is_refusal<B>(response: &Response<B>) -> bool {
+    response.headers().contains_key(PROXY_ERROR) && refuses(response)
+}
+
+fn refuses<B>(response: &Response<B>) -> bool {
+    matches!(
         response.status(),
         StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS
     ) || matches!(
-        grpc_status(headers),
+        grpc_status(response.headers()),
         Some(GRPC_PERMISSION_DENIED | GRPC_RESOURCE_EXHAUSTED)
-    );
-    headers.contains_key(PROXY_ERROR) && !refused
+    )
+}
+
+/// An application that passes on what another one's proxy said must not seem to be
+/// that proxy.
+pub fn from_application<B>(response: &mut Response<B>) {
+    response.headers_mut().remove(PROXY_ERROR);
 }
 
 pub fn failure(error: &UpstreamError, grpc: bool) -> Response<Body> {
@@ -100,5 +113,7 @@ pub fn is_grpc<B>(request: &Request<B>) -> bool {
     request
         .headers()
         .get(CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+        .and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"))
+        // gRPC-Web, "application/grpc-web", has its trailers in the body.
+        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }

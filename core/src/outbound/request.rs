@@ -1,10 +1,11 @@
 //! One HTTP request: from its head to the last byte of its answer.
 
+use super::routed::{Until, within};
 use super::{Answered, DIRECTION, Outbound};
 use crate::balance::{self, Endpoint, InFlight};
 use crate::detect::Protocol;
 use crate::directory::Destination;
-use crate::http::{self as message, Body};
+use crate::http::{self as message, Body, Timeout};
 use crate::telemetry::{RequestLine, at_end};
 use crate::upstream::{Place, Target, UpstreamError};
 use ::http::{Method, Request, Response, Version};
@@ -80,7 +81,8 @@ impl Outbound {
             return Ok((response, Some((flight, target))));
         }
         let grpc = message::is_grpc(&request);
-        let (place, flight, target) = self.reserve(to, request.version(), None).await?;
+        let reserved = self.reserve(to, request.version(), &mut None, None).await;
+        let (place, flight, target) = reserved?;
         let sent = self
             .send(place, &flight, &target, request.map(Body::from))
             .await;
@@ -107,20 +109,29 @@ impl Outbound {
     }
 
     /// A place on a connection to the first endpoint that takes one; `avoid` is asked
-    /// only if there is no other.
+    /// only if there is no other, and becomes who let the time pass.
     pub(super) async fn reserve(
         &self,
         to: &Destination,
         version: Version,
-        avoid: Option<Arc<Endpoint>>,
+        avoid: &mut Option<Arc<Endpoint>>,
+        until: Until,
     ) -> Result<(Place, InFlight, Target), UpstreamError> {
-        let mut attempts = super::Attempts::of(self, to, avoid);
+        let mut attempts = super::Attempts::of(self, to, avoid.take());
         loop {
             let (flight, target) = attempts.next()?;
             let certificate = async || self.local.certificate().await;
             let upstreams = &self.local.upstreams;
-            match upstreams.reserve(&target, version, certificate).await {
+            let reserved = upstreams.reserve(&target, version, certificate);
+            match within(until, reserved).await {
                 Ok(place) => return Ok((place, flight, target)),
+                Err(error @ UpstreamError::Timeout(which)) => {
+                    if which != Timeout::Client {
+                        flight.unreached();
+                    }
+                    *avoid = Some(flight.endpoint().clone());
+                    return Err(error);
+                }
                 Err(error) => attempts.failed(&flight, error)?,
             }
         }
@@ -147,7 +158,11 @@ pub(super) fn judge(
     match &sent {
         // Its proxy answers quickly that nobody is there; that is no merit.
         Ok(response) if message::is_failure(response) => flight.unreached(),
+        // Nor is a quick refusal.
+        Ok(response) if message::is_refusal(response) => flight.refused(),
         Err(error) if error.is_unsent() => flight.unreached(),
+        // How little time a client gives says nothing of the endpoint.
+        Err(UpstreamError::Timeout(Timeout::Client)) => {}
         Err(_) => {
             flight.answered();
             flight.judged(false);

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 
 /// When something must be over, and which time that is.
-type Until = Option<(Instant, Timeout)>;
+pub(super) type Until = Option<(Instant, Timeout)>;
 
 /// What became of retries.
 const RETRIED: &str = "retried";
@@ -69,10 +69,13 @@ impl Outbound {
             outbound: self,
             rule,
             to: self.chosen(rule)?,
-            deadline: earliest([rule.timeouts.request, asked].map(|time| {
-                let at = started.checked_add(time?)?;
-                Some((at, Timeout::Request))
-            })),
+            deadline: earliest(
+                [
+                    (rule.timeouts.request, Timeout::Request),
+                    (asked, Timeout::Client),
+                ]
+                .map(|(time, which)| Some((started.checked_add(time?)?, which))),
+            ),
             grpc,
         };
         rule.request_headers.apply(request.headers_mut());
@@ -182,6 +185,10 @@ impl Routed<'_> {
         if !budget.withdraw(std::time::Instant::now()) {
             return Err("budget_exhausted");
         }
+        // The last try may be sending it still, and it may have grown too long just now.
+        if !bodies.take_back() {
+            return Err("body_too_long");
+        }
         Ok(at)
     }
 
@@ -198,8 +205,8 @@ impl Routed<'_> {
             self.within([times.each_try, times.head]),
             self.within([times.each_try, None]),
         );
-        let reserved = outbound.reserve(&self.to, version, avoid.take());
-        let (place, flight, target) = within(head, reserved).await?;
+        let reserved = outbound.reserve(&self.to, version, avoid, head).await;
+        let (place, flight, target) = reserved?;
         *avoid = Some(flight.endpoint().clone());
         let sent = within(head, outbound.send(place, &flight, &target, request)).await;
         let response = judge(&flight, sent, self.grpc)?;
@@ -258,6 +265,13 @@ impl Bodies {
             Self::Replay(replay) => replay.can_repeat(),
         }
     }
+
+    fn take_back(&self) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Replay(replay) => replay.take_back(),
+        }
+    }
 }
 
 fn copy(head: &Parts, body: Body) -> Request<Body> {
@@ -268,7 +282,7 @@ fn earliest<const N: usize>(all: [Until; N]) -> Until {
     all.into_iter().flatten().min_by_key(|(at, _)| *at)
 }
 
-async fn within<T>(
+pub(super) async fn within<T>(
     until: Until,
     work: impl Future<Output = Result<T, UpstreamError>>,
 ) -> Result<T, UpstreamError> {

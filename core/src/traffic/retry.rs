@@ -2,7 +2,8 @@
 //!
 //! Only what may be done twice: methods that are idempotent (RFC 9110 §9.2.2), unless
 //! the route says that all are; in gRPC, where every method is POST, that a route asks
-//! for retries says that its methods may be repeated. Only while the client has heard
+//! for retries, and not only for those of HTTP statuses, says that its methods may be
+//! repeated. Only while the client has heard
 //! nothing of the answer. A
 //! server that says when to come again (`Retry-After`, `grpc-retry-pushback-ms`) is
 //! listened to: not before that, and if that is later than [`LONGEST_PUSHBACK`], or it
@@ -84,7 +85,7 @@ impl RetryPolicy {
 
     /// Whether a request may be sent twice.
     pub fn repeats(&self, method: &Method, grpc: bool) -> bool {
-        self.any_method || grpc || method.is_idempotent()
+        self.any_method || method.is_idempotent() || (grpc && self.grpc != 0)
     }
 
     /// `None`: what came goes to the client.
@@ -186,6 +187,17 @@ mod tests {
         assert!(default.discards(internal.as_ref(), true).is_none());
         assert!(default.repeats(&Method::GET, false) && default.repeats(&Method::PUT, false));
         assert!(!default.repeats(&Method::POST, false) && default.repeats(&Method::POST, true));
+        let of_http = policy(&api::Retry {
+            statuses: vec![api::StatusRange {
+                first: 503,
+                last: 503,
+            }],
+            ..api::Retry::default()
+        });
+        assert!(
+            !of_http.repeats(&Method::POST, true),
+            "nobody spoke of gRPC"
+        );
         assert!(RetryPolicy::read(&api::Retry::default()).is_none());
     }
 
