@@ -46,6 +46,8 @@ pub enum MapsError {
     },
     #[error(transparent)]
     Map(#[from] aya::maps::MapError),
+    #[error("a map of duet-agent: {0}")]
+    Kernel(#[from] io::Error),
 }
 
 pub struct Maps {
@@ -188,6 +190,22 @@ impl Maps {
             let port = u16::from_be(target.port as u16);
             SocketAddr::new(target.ip.into(), port)
         }))
+    }
+
+    /// Destinations that nobody will ask for any more: the namespace's listeners are
+    /// closed, and a client whose end was acknowledged before that has gone without a
+    /// reset.
+    pub fn forget_targets(&self, netns: NetnsCookie) -> Result<(), MapsError> {
+        let map = self.targets.fd().as_fd();
+        let copy = MapData::from_fd(map.try_clone_to_owned()?)?;
+        let targets: HashMap<MapData, Plain<Source>, Plain<Target>> =
+            Map::HashMap(copy).try_into()?;
+        let mut left: Vec<_> = targets.keys().flatten().collect();
+        left.retain(|source| source.0.netns == netns);
+        for source in left {
+            sys::map_take::<_, Target>(map, &source.0)?;
+        }
+        Ok(())
     }
 
     /// Removes what an earlier process left and nobody has asked for in all this time.
