@@ -393,17 +393,26 @@ impl Enrolment {
         if let Some(missing) = missing {
             pod::forget(&self.interception, missing.netns);
             members.close(missing.netns);
+            self.forget_targets(name, missing.netns);
         }
         if let Some(Member { pod, workload, .. }) = present {
             let netns = pod.netns().cookie();
             pod.remove();
             workload.remove().await;
             members.close(netns);
+            self.forget_targets(name, netns);
         }
         if known {
             tracing::info!(workload = %name, "removed");
         }
         known
+    }
+
+    /// Nobody listens there any more.
+    fn forget_targets(&self, name: &WorkloadName, netns: NetnsCookie) {
+        if let Err(error) = self.interception.maps().forget_targets(netns) {
+            tracing::warn!(workload = %name, %error, "destinations are left in the kernel");
+        }
     }
 
     fn count(&self, members: &Members) {

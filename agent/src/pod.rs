@@ -196,10 +196,6 @@ pub fn forget(interception: &Interception, netns: duet_ebpf::NetnsCookie) {
             outcomes.push(maps.stop_listening(key).map_err(|error| error.to_string()));
         }
     }
-    outcomes.push(
-        maps.forget_targets(netns)
-            .map_err(|error| error.to_string()),
-    );
     for ip in maps.own(netns) {
         outcomes.push(
             maps.remove_own(netns, ip)

@@ -325,7 +325,9 @@ fn connections_that_nobody_accepts_leave_no_entry() {
         drop(accepted);
         drop(capture);
         // Most are reset when their listeners go; whose end was acknowledged is not.
+        let netns = pod.netns().cookie();
         pod.remove();
+        agent.interception.maps().forget_targets(netns).unwrap();
         let start = std::time::Instant::now();
         while waiting() > 0 {
             assert!(start.elapsed() < PATIENCE, "{} left", waiting());
