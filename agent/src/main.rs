@@ -290,6 +290,7 @@ fn list(args: SocketArg) -> Outcome {
 }
 
 fn clean(args: CleanupArgs) -> Outcome {
+    cleanup::check(&args.place.bpffs)?;
     // First: a pod that starts must not wait for an agent that is gone.
     let plugin = args.cni.places();
     let plugin = plugin.map(|(configurations, programs)| uninstall(&configurations, &programs));

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -151,7 +152,13 @@ impl<'a> Runtime<'a> {
     }
 
     fn cleanup(&self) -> String {
-        let output = Command::new(BINARY)
+        let output = self.try_cleanup();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn try_cleanup(&self) -> Output {
+        Command::new(BINARY)
             .args(["cleanup", "--bpffs"])
             .arg(&self.world.bpffs)
             .arg("--socket")
@@ -161,9 +168,7 @@ impl<'a> Runtime<'a> {
             .arg("--cni-bin-dir")
             .arg(self.programs())
             .output()
-            .unwrap();
-        assert!(output.status.success());
-        String::from_utf8(output.stdout).unwrap()
+            .unwrap()
     }
 }
 
@@ -365,6 +370,12 @@ fn it_stays_in_the_chain_whoever_writes_there_and_cleanup_takes_it_out() {
             fs::remove_file(runtime.programs().join("duet-cni")).unwrap();
             eventually(|| runtime.programs().join("duet-cni").exists());
 
+            // While it runs, nothing is removed, not even for a moment.
+            let installed = fs::metadata(runtime.programs().join("duet-cni")).unwrap();
+            assert_eq!(runtime.try_cleanup().status.code(), Some(78));
+            assert_eq!(runtime.chain(), ["ptp", "portmap", "duet-cni"]);
+            let still = fs::metadata(runtime.programs().join("duet-cni")).unwrap();
+            assert_eq!(still.ino(), installed.ino());
             assert!(agent.stop().success());
             let removed = runtime.cleanup();
             assert!(removed.contains("removed duet-cni from "), "{removed}");
