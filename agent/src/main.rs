@@ -119,7 +119,7 @@ struct RunArgs {
         long,
         env = "DUET_CNI_EXCLUDE",
         value_delimiter = ',',
-        default_value = "kube-system,duet-system",
+        default_value = "kube-system,duet-system,duet-cleanup",
         value_name = "NAMESPACE,…"
     )]
     cni_exclude: Vec<String>,

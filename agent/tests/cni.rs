@@ -351,7 +351,8 @@ fn it_stays_in_the_chain_whoever_writes_there_and_cleanup_takes_it_out() {
             eventually(|| runtime.chain() == ["ptp", "duet-cni"]);
             let entry = runtime.read()["plugins"][1].clone();
             assert_eq!(entry["onFailure"], "passthrough");
-            assert_eq!(entry["exclude"], json!(["kube-system", "duet-system"]));
+            let excluded = ["kube-system", "duet-system", "duet-cleanup"];
+            assert_eq!(entry["exclude"], json!(excluded));
 
             let mut other = runtime.network();
             other["plugins"]
