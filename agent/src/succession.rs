@@ -116,15 +116,18 @@ impl Succession {
         };
         let workloads = given.doors.len();
         tracing::info!(workloads, "another agent asks for a handover");
-        let (successor, taken) = aside(move || {
-            let taken = successor.give(&given);
-            (successor, taken)
-        })
-        .await?;
-        if let Err(error) = taken {
-            tracing::warn!(%error, "the other agent has not taken over: this one goes on");
-            return self.enrolment.resume().await.map_err(io::Error::other);
-        }
+        let given = aside(move || successor.give(&given).map(|()| successor)).await;
+        let successor = match given {
+            Ok(Ok(successor)) => successor,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the other agent has not taken over: this one goes on");
+                return self.enrolment.resume().await.map_err(io::Error::other);
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot hand over: this agent goes on");
+                return self.enrolment.resume().await.map_err(io::Error::other);
+            }
+        };
         let mut slot = self.successor.lock().await;
         self.is_passed_on.store(true, Relaxed);
         self.over.cancel();
