@@ -418,6 +418,48 @@ fn a_single_plugin_becomes_a_chain_and_is_brought_back() {
 }
 
 #[test]
+fn a_network_of_another_version_is_left_alone() {
+    test("a_network_of_another_version_is_left_alone", |world| {
+        let runtime = Runtime {
+            world,
+            cnitool: PathBuf::new(),
+            plugins: "",
+        };
+        fs::create_dir(runtime.configurations()).unwrap();
+        fs::create_dir(runtime.programs()).unwrap();
+        runtime.write(&runtime.network());
+        let discovery = Discovery::start(world);
+        let agent = runtime.launch(&discovery, &[]);
+        eventually(|| runtime.chain() == ["ptp", "duet-cni"]);
+        let with = |key: &str, value: Value| {
+            let mut network = runtime.network();
+            network[key] = value;
+            network
+        };
+        let mut already = runtime.read();
+        already["cniVersion"] = "0.2.0".into();
+        for (network, why) in [
+            (already, "its cniVersion is \\\"0.2.0\\\""),
+            (with("cniVersion", Value::Null), "it has no cniVersion"),
+            (
+                with("cniVersions", json!(["1.0.0", "9.0.0"])),
+                "its cniVersion is \\\"9.0.0\\\"",
+            ),
+        ] {
+            runtime.write(&network);
+            eventually(|| log_of(world).contains(why));
+            assert_eq!(runtime.chain(), ["ptp"], "{why}");
+            let log = log_of(world);
+            let told = log.lines().filter(|line| line.contains(why));
+            assert_eq!(told.count(), 1, "{log}");
+        }
+        runtime.write(&with("cniVersions", json!(["0.4.0", "1.1.0"])));
+        eventually(|| runtime.chain() == ["ptp", "duet-cni"]);
+        assert!(agent.stop().success());
+    });
+}
+
+#[test]
 fn it_speaks_as_the_specification_says() {
     let (ok, version) = plugin("VERSION", "{\"cniVersion\":\"1.1.0\"}");
     assert!(ok);
@@ -440,6 +482,16 @@ fn it_speaks_as_the_specification_says() {
             (true, Value::Null),
             "{command}"
         );
+    }
+    for command in ["DEL", "GC"] {
+        for configuration in [
+            &configuration("9.0.0"),
+            "{\"name\":\"pods\"}",
+            "nonsense",
+            "",
+        ] {
+            assert_eq!(plugin(command, configuration), (true, Value::Null));
+        }
     }
     for (command, configuration, code) in [
         ("ADD", configuration("1.1.0"), 7),
