@@ -10,6 +10,7 @@
 
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use parking_lot::Mutex;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -53,7 +54,8 @@ pub enum BpffsError {
 #[derive(Debug)]
 pub struct Layout {
     base: PathBuf,
-    lock: File,
+    /// None once another agent has the directory.
+    lock: Mutex<Option<File>>,
 }
 
 impl Layout {
@@ -81,7 +83,7 @@ impl Layout {
         }
         let layout = Self {
             base: base.to_owned(),
-            lock,
+            lock: Mutex::new(Some(lock)),
         };
         for directory in [layout.maps(), layout.links(), layout.pods()] {
             create(&directory)?;
@@ -99,7 +101,16 @@ impl Layout {
 
     /// The same lock for another process: it is held until all have closed it.
     pub fn share_lock(&self) -> io::Result<OwnedFd> {
-        self.lock.as_fd().try_clone_to_owned()
+        match &*self.lock.lock() {
+            Some(lock) => lock.as_fd().try_clone_to_owned(),
+            None => Err(io::Error::other("another agent has the lock already")),
+        }
+    }
+
+    /// Leaves the directory to the agent that shares the lock. It is closed, and not
+    /// unlocked: that would unlock it for both.
+    pub fn let_go(&self) {
+        self.lock.lock().take();
     }
 
     pub fn maps(&self) -> PathBuf {

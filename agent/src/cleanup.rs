@@ -14,6 +14,17 @@ pub enum CleanupError {
     Remove { path: PathBuf, error: io::Error },
 }
 
+/// Whether no agent uses `bpffs`, without whose end nothing is to be removed.
+///
+/// # Errors
+/// When one does.
+pub fn check(bpffs: &Path) -> Result<(), CleanupError> {
+    if bpffs.exists() && bpffs::is_bpffs(bpffs) {
+        drop(bpffs::lock(bpffs)?);
+    }
+    Ok(())
+}
+
 /// Removes what agents of any version have left in `bpffs`, and a socket that
 /// nobody listens on. Says each thing it removed. From then on nothing is
 /// redirected, and nothing is refused.

@@ -119,7 +119,7 @@ struct RunArgs {
         long,
         env = "DUET_CNI_EXCLUDE",
         value_delimiter = ',',
-        default_value = "kube-system,duet-system",
+        default_value = "kube-system,duet-system,duet-cleanup",
         value_name = "NAMESPACE,…"
     )]
     cni_exclude: Vec<String>,
@@ -290,6 +290,7 @@ fn list(args: SocketArg) -> Outcome {
 }
 
 fn clean(args: CleanupArgs) -> Outcome {
+    cleanup::check(&args.place.bpffs)?;
     // First: a pod that starts must not wait for an agent that is gone.
     let plugin = args.cni.places();
     let plugin = plugin.map(|(configurations, programs)| uninstall(&configurations, &programs));

@@ -28,7 +28,8 @@ pub struct Succession {
     enrolment: Arc<Enrolment>,
     proxy: Proxy,
     counters: Counters,
-    api: OwnedFd,
+    /// None once another agent has it.
+    api: parking_lot::Mutex<Option<OwnedFd>>,
     is_passed_on: Arc<AtomicBool>,
     /// This agent's name, and that of the one before, where they have any.
     instance: Option<String>,
@@ -65,7 +66,7 @@ impl Succession {
             enrolment,
             proxy,
             counters,
-            api: api.share()?,
+            api: parking_lot::Mutex::new(Some(api.share()?)),
             is_passed_on: api.is_passed_on(),
             instance,
             came_from,
@@ -115,19 +116,26 @@ impl Succession {
         };
         let workloads = given.doors.len();
         tracing::info!(workloads, "another agent asks for a handover");
-        let (successor, taken) = aside(move || {
-            let taken = successor.give(&given);
-            (successor, taken)
-        })
-        .await?;
-        if let Err(error) = taken {
-            tracing::warn!(%error, "the other agent has not taken over: this one goes on");
-            return self.enrolment.resume().await.map_err(io::Error::other);
-        }
+        let given = aside(move || successor.give(&given).map(|()| successor)).await;
+        let successor = match given {
+            Ok(Ok(successor)) => successor,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the other agent has not taken over: this one goes on");
+                return self.enrolment.resume().await.map_err(io::Error::other);
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot hand over: this agent goes on");
+                return self.enrolment.resume().await.map_err(io::Error::other);
+            }
+        };
         let mut slot = self.successor.lock().await;
         self.is_passed_on.store(true, Relaxed);
         self.over.cancel();
         self.enrolment.release().await;
+        // This process may live on for long. Nobody would be let in by it, and the
+        // successor's next life not past it.
+        self.enrolment.interception().layout().let_go();
+        self.api.lock().take();
         self.proxy.shut_down(self.drain_timeout);
         self.proxy.deaf().await;
         successor.closed()?;
@@ -166,8 +174,11 @@ impl Succession {
         let text = |error: io::Error| error.to_string();
         let served = self.enrolment.served().await;
         let lock = self.enrolment.interception().layout().share_lock();
-        let (lock, api) = (lock.map_err(text)?, self.api.as_fd().try_clone_to_owned());
-        let api = api.map_err(text)?;
+        let api = match &*self.api.lock() {
+            Some(api) => api.as_fd().try_clone_to_owned(),
+            None => Err(io::Error::other("another agent has the socket already")),
+        };
+        let (lock, api) = (lock.map_err(text)?, api.map_err(text)?);
         // The last that can fail: from here on nobody is enrolled.
         let doors = self.enrolment.lay_down().await;
         Ok(Given {

@@ -20,6 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
@@ -95,6 +96,7 @@ struct Life<'a> {
 /// Runs `duet-agent run --supervised` with `arguments`, again and again, until it
 /// ends by itself or SIGTERM ends both. Returns the exit code.
 pub fn supervise(arguments: &[OsString]) -> Result<u8, SupervisorError> {
+    raise_file_limit();
     let wanted = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     wanted.thread_block().map_err(SupervisorError::Signals)?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
@@ -131,6 +133,20 @@ pub fn supervise(arguments: &[OsString]) -> Result<u8, SupervisorError> {
         if pause.is_some_and(|pause| is_told_to_end(&signals, pause)) {
             return Ok(0);
         }
+    }
+}
+
+/// Six listeners a pod are kept: the usual soft limit, 1024, is reached at 170 pods, and
+/// files that are passed beyond it are lost.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        let current = limit.current;
+        eprintln!("duet-agent supervise: the limit of open files stays at {current:?}: {error}");
     }
 }
 

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -151,7 +152,13 @@ impl<'a> Runtime<'a> {
     }
 
     fn cleanup(&self) -> String {
-        let output = Command::new(BINARY)
+        let output = self.try_cleanup();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn try_cleanup(&self) -> Output {
+        Command::new(BINARY)
             .args(["cleanup", "--bpffs"])
             .arg(&self.world.bpffs)
             .arg("--socket")
@@ -161,9 +168,7 @@ impl<'a> Runtime<'a> {
             .arg("--cni-bin-dir")
             .arg(self.programs())
             .output()
-            .unwrap();
-        assert!(output.status.success());
-        String::from_utf8(output.stdout).unwrap()
+            .unwrap()
     }
 }
 
@@ -346,7 +351,8 @@ fn it_stays_in_the_chain_whoever_writes_there_and_cleanup_takes_it_out() {
             eventually(|| runtime.chain() == ["ptp", "duet-cni"]);
             let entry = runtime.read()["plugins"][1].clone();
             assert_eq!(entry["onFailure"], "passthrough");
-            assert_eq!(entry["exclude"], json!(["kube-system", "duet-system"]));
+            let excluded = ["kube-system", "duet-system", "duet-cleanup"];
+            assert_eq!(entry["exclude"], json!(excluded));
 
             let mut other = runtime.network();
             other["plugins"]
@@ -365,6 +371,12 @@ fn it_stays_in_the_chain_whoever_writes_there_and_cleanup_takes_it_out() {
             fs::remove_file(runtime.programs().join("duet-cni")).unwrap();
             eventually(|| runtime.programs().join("duet-cni").exists());
 
+            // While it runs, nothing is removed, not even for a moment.
+            let installed = fs::metadata(runtime.programs().join("duet-cni")).unwrap();
+            assert_eq!(runtime.try_cleanup().status.code(), Some(78));
+            assert_eq!(runtime.chain(), ["ptp", "portmap", "duet-cni"]);
+            let still = fs::metadata(runtime.programs().join("duet-cni")).unwrap();
+            assert_eq!(still.ino(), installed.ino());
             assert!(agent.stop().success());
             let removed = runtime.cleanup();
             assert!(removed.contains("removed duet-cni from "), "{removed}");
@@ -406,6 +418,48 @@ fn a_single_plugin_becomes_a_chain_and_is_brought_back() {
 }
 
 #[test]
+fn a_network_of_another_version_is_left_alone() {
+    test("a_network_of_another_version_is_left_alone", |world| {
+        let runtime = Runtime {
+            world,
+            cnitool: PathBuf::new(),
+            plugins: "",
+        };
+        fs::create_dir(runtime.configurations()).unwrap();
+        fs::create_dir(runtime.programs()).unwrap();
+        runtime.write(&runtime.network());
+        let discovery = Discovery::start(world);
+        let agent = runtime.launch(&discovery, &[]);
+        eventually(|| runtime.chain() == ["ptp", "duet-cni"]);
+        let with = |key: &str, value: Value| {
+            let mut network = runtime.network();
+            network[key] = value;
+            network
+        };
+        let mut already = runtime.read();
+        already["cniVersion"] = "0.2.0".into();
+        for (network, why) in [
+            (already, "its cniVersion is \\\"0.2.0\\\""),
+            (with("cniVersion", Value::Null), "it has no cniVersion"),
+            (
+                with("cniVersions", json!(["1.0.0", "9.0.0"])),
+                "its cniVersion is \\\"9.0.0\\\"",
+            ),
+        ] {
+            runtime.write(&network);
+            eventually(|| log_of(world).contains(why));
+            assert_eq!(runtime.chain(), ["ptp"], "{why}");
+            let log = log_of(world);
+            let told = log.lines().filter(|line| line.contains(why));
+            assert_eq!(told.count(), 1, "{log}");
+        }
+        runtime.write(&with("cniVersions", json!(["0.4.0", "1.1.0"])));
+        eventually(|| runtime.chain() == ["ptp", "duet-cni"]);
+        assert!(agent.stop().success());
+    });
+}
+
+#[test]
 fn it_speaks_as_the_specification_says() {
     let (ok, version) = plugin("VERSION", "{\"cniVersion\":\"1.1.0\"}");
     assert!(ok);
@@ -428,6 +482,16 @@ fn it_speaks_as_the_specification_says() {
             (true, Value::Null),
             "{command}"
         );
+    }
+    for command in ["DEL", "GC"] {
+        for configuration in [
+            &configuration("9.0.0"),
+            "{\"name\":\"pods\"}",
+            "nonsense",
+            "",
+        ] {
+            assert_eq!(plugin(command, configuration), (true, Value::Null));
+        }
     }
     for (command, configuration, code) in [
         ("ADD", configuration("1.1.0"), 7),

@@ -10,6 +10,8 @@ use discovery::Discovery;
 use load::{Load, StopAtEnd, exchange, hold, is_refusal};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use procfs::process::LimitValue;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -143,6 +145,30 @@ fn with_the_supervisor_dead_connections_are_refused_and_nothing_leaves() {
             let agent = Agent::supervised(world, &Control::away());
             assert!(told(world, "list", &[]).ends_with("\tenrolled\n"));
             assert_eq!(agent.metric(CRASHES), 0.0);
+        },
+    );
+}
+
+#[test]
+fn a_supervisor_keeps_as_many_listeners_as_it_is_allowed_to() {
+    test(
+        "a_supervisor_keeps_as_many_listeners_as_it_is_allowed_to",
+        |world| {
+            // As a container runtime starts it.
+            let maximum = getrlimit(Resource::Nofile).maximum;
+            let usual = Rlimit {
+                current: Some(1024),
+                maximum,
+            };
+            setrlimit(Resource::Nofile, usual).unwrap();
+            let agent = Agent::supervised(world, &Control::away());
+            let process = procfs::process::Process::new(agent.pid().as_raw()).unwrap();
+            let limit = process.limits().unwrap().max_open_files;
+            let soft = match limit.soft_limit {
+                LimitValue::Unlimited => None,
+                LimitValue::Value(limit) => Some(limit),
+            };
+            assert_eq!(soft, maximum);
         },
     );
 }

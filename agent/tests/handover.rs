@@ -6,12 +6,13 @@ mod discovery;
 mod load;
 mod world;
 
-use daemon::{Agent, Control, ask, enrol, eventually, is_enrolled, log_of, refused, told};
+use daemon::{Agent, Control, ask, enrol, eventually, is_enrolled, log_of, refused, told, try_get};
 use discovery::Discovery;
 use duet_agent::enrolment::SWEEP;
 use duet_agent::handover::{self, Predecessor};
 use duet_agent::interception::{Before, Interception};
 use load::{Load, StopAtEnd, hold};
+use nix::sys::signal::{Signal, kill};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 use world::{Wire, World, tell, test};
 
 const HANDOVERS: &str = "duet_agent_handovers_total";
+const CRASHES: &str = "duet_agent_proxy_restarts_total{reason=\"crash\"}";
 const CUT: &str = "duet_agent_connections_cut_total{reason=\"handover\"}";
 
 /// How many handovers the first test makes, unless it is told otherwise.
@@ -32,6 +34,17 @@ fn next(world: &World, control: &Control, last: Agent, verb: &str) -> Agent {
     let status = last.end();
     assert!(status.success(), "{status}: {}", log_of(world));
     agent
+}
+
+/// Whether it is this agent that has both workloads.
+fn is_serving(world: &World, agent: &Agent) -> bool {
+    let ready = try_get(agent.health, "/ready");
+    ready.is_ok_and(|(status, _)| status == 200)
+        // One without a predecessor is ready a moment before it can be asked.
+        && ask(world, "list", &[]).status.success()
+        && ["web-a", "web-b"]
+            .iter()
+            .all(|name| is_enrolled(world, name))
 }
 
 #[test]
@@ -154,6 +167,42 @@ fn a_successor_that_dies_leaves_everything_to_its_predecessor() {
             assert!(is_enrolled(world, "web-a") && is_enrolled(world, "web-b"));
             let error = refused(world, "enrol", &asked);
             assert!(error.contains("already enrolled"), "{error}");
+        },
+    );
+}
+
+#[test]
+fn a_predecessor_that_stays_is_not_in_the_way_of_those_after_it() {
+    test(
+        "a_predecessor_that_stays_is_not_in_the_way_of_those_after_it",
+        |world| {
+            let discovery = Discovery::start(world);
+            let _processes = discovery.place_both(world);
+            let server = world.b.serve((Ipv4Addr::UNSPECIFIED, 0));
+            let to = SocketAddr::new(world.b.v4, server.port());
+            let control = discovery.control();
+            let mut old = Agent::launch(world, &control, "supervise", &["--stay"]);
+            eventually(|| ask(world, "list", &[]).status.success() && old.ready().0 == 200);
+            let new = Agent::launch(world, &control, "supervise", &[]);
+            eventually(|| new.metric(HANDOVERS) == 1.0 && is_serving(world, &new));
+            hold(&world.a, to);
+
+            kill(new.proxy().unwrap(), Signal::SIGKILL).unwrap();
+            eventually(|| new.metric(CRASHES) == 1.0 && is_serving(world, &new));
+            hold(&world.a, to);
+
+            let proxy = new.proxy().unwrap();
+            new.kill();
+            eventually(|| !std::fs::exists(format!("/proc/{proxy}")).unwrap());
+            // Nobody is where an agent would be asked.
+            assert!(!ask(world, "list", &[]).status.success());
+            let third = Agent::launch(world, &control, "supervise", &[]);
+            eventually(|| is_serving(world, &third));
+            hold(&world.a, to);
+            assert!(old.is_running(), "{}", log_of(world));
+            assert!(old.stop().success());
+            hold(&world.a, to);
+            assert!(is_serving(world, &third));
         },
     );
 }

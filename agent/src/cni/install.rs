@@ -5,10 +5,14 @@
 //! every [`LOOK`], and completed again. All is written beside and renamed, so a runtime
 //! finds the old or the new, and never half of either.
 //!
+//! It is never chained into a network of a version that it does not speak: the runtime
+//! gives all plugins of a chain the one version, and none of its pods would start.
+//!
 //! A single plugin's `NAME.conf` becomes a list, `NAME.conflist`, beside it, and is then
 //! put away as `NAME.conf.duet`, for `duet-agent cleanup` to bring back.
 
 use super::NAME;
+use super::plugin::SPOKEN;
 use serde_json::{Value, json};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
@@ -82,6 +86,10 @@ impl Install {
             return Ok(Installed::NoNetwork);
         };
         let mut network = read(&path)?;
+        if let Err(why) = check_version(&network) {
+            take_out(&path)?;
+            return Err(at(&path, io::Error::other(why)));
+        }
         let is_single = network.get("plugins").is_none();
         if is_single {
             network = json!({
@@ -122,22 +130,8 @@ impl Install {
 pub fn uninstall(configurations: &Path, programs: &Path) -> io::Result<Vec<String>> {
     let mut removed = Vec::new();
     for path in candidates(configurations)? {
-        let Ok(mut network) = read(&path) else {
+        if !take_out(&path)? {
             continue;
-        };
-        let Ok(plugins) = plugins(&mut network, &path) else {
-            continue;
-        };
-        if !plugins.iter().any(|plugin| is_ours(&plugin)) {
-            continue;
-        }
-        let single = path.with_extension("conf");
-        if put_away(&single).exists() {
-            fs::rename(put_away(&single), &single)?;
-            fs::remove_file(&path)?;
-        } else {
-            plugins.retain(|plugin| !is_ours(&plugin));
-            replace(&path, &network)?;
         }
         removed.push(format!("{NAME} from {}", path.display()));
     }
@@ -148,6 +142,48 @@ pub fn uninstall(configurations: &Path, programs: &Path) -> io::Result<Vec<Strin
         Err(error) => return Err(at(&program, error)),
     }
     Ok(removed)
+}
+
+/// Takes the plugin out of one configuration. False if it was not in it.
+fn take_out(path: &Path) -> io::Result<bool> {
+    let Ok(mut network) = read(path) else {
+        return Ok(false);
+    };
+    let Ok(plugins) = plugins(&mut network, path) else {
+        return Ok(false);
+    };
+    if !plugins.iter().any(|plugin| is_ours(&plugin)) {
+        return Ok(false);
+    }
+    let single = path.with_extension("conf");
+    if put_away(&single).exists() {
+        fs::rename(put_away(&single), &single)?;
+        fs::remove_file(path)?;
+    } else {
+        plugins.retain(|plugin| !is_ours(&plugin));
+        replace(path, &network)?;
+    }
+    Ok(true)
+}
+
+/// Whether the runtime will speak a version to the network's plugins that this one
+/// knows. Of several, the runtime chooses.
+fn check_version(network: &Value) -> Result<(), String> {
+    let others = network.get("cniVersions").and_then(Value::as_array);
+    let others = others.into_iter().flatten();
+    let mut versions = std::iter::once(&network["cniVersion"]).chain(others);
+    let is_spoken = |version: &&Value| version.as_str().is_some_and(|it| SPOKEN.contains(&it));
+    let Some(unknown) = versions.find(|version| !is_spoken(version)) else {
+        return Ok(());
+    };
+    let it_is = match unknown {
+        Value::Null => "it has no cniVersion".to_owned(),
+        version => format!("its cniVersion is {version}"),
+    };
+    let spoken = SPOKEN.join(", ");
+    Err(format!(
+        "{it_is}, and {NAME} speaks {spoken}: it is left as it is, for none of its pods would start"
+    ))
 }
 
 fn is_ours(plugin: &&Value) -> bool {

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// Those whose results look as this plugin, which passes them on, expects.
-const SPOKEN: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+pub(super) const SPOKEN: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// How long an agent may be away, being replaced or started again, before a pod's
 /// creation fails. A kubelet tries again by itself.
@@ -96,8 +96,13 @@ pub fn run() -> ExitCode {
         }))),
         "ADD" => add(),
         "CHECK" => check().map(|()| None),
-        // The agent lets a pod go when discovery does, and that of itself.
-        "DEL" | "GC" | "STATUS" => configuration().map(|_| None),
+        // The agent lets a pod go when discovery does, and that of itself. A pod must be
+        // able to end, whatever has become of the configuration since it started.
+        "DEL" | "GC" => {
+            let _ = io::copy(&mut io::stdin(), &mut io::sink());
+            Ok(None)
+        }
+        "STATUS" => configuration().map(|_| None),
         other => Err(Failure {
             code: ENVIRONMENT,
             message: format!(
