@@ -230,9 +230,10 @@ spec:
         names.lines().map(str::to_owned).collect()
     }
 
-    /// A generator that runs once; `more` are further lines of its pod's spec.
+    /// A generator that runs once. What takes long on two busy cores has not failed.
     pub fn load(&self, name: &str, flags: &[&str]) {
-        let flags = serde_json::to_string(&[&["load"], flags].concat()).expect("strings");
+        let load = ["load", "--timeout", "5s"];
+        let flags = serde_json::to_string(&[&load, flags].concat()).expect("strings");
         self.apply(&format!(
             r"
 apiVersion: v1
