@@ -95,8 +95,8 @@ pub struct ConnectionCounts {
     pub failed_attempts: u64,
 }
 
-/// What the generator cost in the measured window as it read it itself at the
-/// window's two ends (getrusage and schedstat of its one thread).
+/// What the generator cost in the measured window, read by itself at the window's two
+/// ends (getrusage and schedstat of its one thread).
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct GeneratorCost {
     pub cpu_user_s: f64,
