@@ -57,6 +57,7 @@ fn run(placement: Placement) {
             grpc: ["one", "two"].map(|pod| Moody::http2(mesh.app(pod), GRPC)),
         };
         let mut checks = Checks::default();
+        checks.run("opened early", t.opened_early()).await;
         checks.run("out and back", t.out_and_back()).await;
         checks.run("gRPC trailers count", t.grpc_out()).await;
         checks.run("none better", t.none_better()).await;
@@ -95,6 +96,25 @@ impl Resilience<'_> {
             statuses.push(client.get("/").await?.status);
         }
         Ok(statuses)
+    }
+
+    /// A client may open connections before it has requests for them: bound to one
+    /// endpoint, these would fail with it.
+    async fn opened_early(&self) -> Result<()> {
+        let mut early = self.client(self.shop).await?;
+        // Detection has long given up.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let before = [self.one.asked(), self.two.asked()];
+        for _ in 0..40 {
+            let status = early.get("/").await?.status;
+            ensure!(status == StatusCode::OK, "{status}");
+        }
+        let after = [self.one.asked(), self.two.asked()];
+        ensure!(
+            after[0] > before[0] && after[1] > before[1],
+            "all went to one endpoint: {before:?}, then {after:?}"
+        );
+        Ok(())
     }
 
     fn trips(&self, service: &str) -> u64 {

@@ -3,7 +3,9 @@
 //! One bounded read decides: HTTP/2 by its preface, HTTP/1 by its request line,
 //! everything else is opaque bytes. A client that says nothing is waiting for the
 //! server to speak first (SMTP, MySQL, SSH), so silence ends, after a short
-//! time-out, in an opaque connection. Whatever was read is replayed.
+//! time-out, in an opaque connection; or it has opened its connection for a later
+//! request, so whose word is the first ([`first_word`]) may still make it HTTP.
+//! Whatever was read is replayed.
 
 use crate::relay::Abort;
 use bytes::{Buf, Bytes, BytesMut};
@@ -79,12 +81,16 @@ pub async fn detect<S: AsyncRead + Unpin>(
     };
     Ok(Detected {
         protocol,
-        io: Replay {
-            read: read.freeze(),
-            io,
-        },
+        io: Replay::new(read, io),
         timed_out,
     })
+}
+
+impl<S> Detected<S> {
+    /// The client has not said anything at all.
+    pub fn is_silent(&self) -> bool {
+        self.timed_out && self.io.read.is_empty()
+    }
 }
 
 async fn read_protocol<S: AsyncRead + Unpin>(
@@ -92,12 +98,53 @@ async fn read_protocol<S: AsyncRead + Unpin>(
     read: &mut BytesMut,
 ) -> io::Result<Protocol> {
     loop {
+        if let Some(protocol) = classify(read) {
+            return Ok(protocol);
+        }
         read.reserve(1024);
         if io.read_buf(read).await? == 0 {
             return Ok(Protocol::Opaque);
         }
-        if let Some(protocol) = classify(read) {
-            return Ok(protocol);
+    }
+}
+
+/// Between a client that was silent until detection timed out and the server that it is
+/// connected to now: opaque if the server speaks first, and otherwise what the client
+/// turns out to speak, within `timeout` of its first byte.
+///
+/// # Errors
+/// When either side fails before a word was said. Both are aborted then.
+pub async fn first_word<C, S>(
+    mut client: C,
+    mut server: S,
+    timeout: Duration,
+) -> io::Result<(Protocol, Replay<C>, Replay<S>)>
+where
+    C: AsyncRead + Abort + Unpin,
+    S: AsyncRead + Abort + Unpin,
+{
+    let (mut said, mut heard) = (BytesMut::new(), BytesMut::new());
+    let protocol = tokio::select! {
+        biased;
+        read = server.read_buf(&mut heard) => read.map(|_| Protocol::Opaque),
+        read = client.read_buf(&mut said) => match read {
+            Ok(0) => Ok(Protocol::Opaque),
+            Ok(_) => {
+                let detected = tokio::time::timeout(timeout, read_protocol(&mut client, &mut said));
+                detected.await.unwrap_or(Ok(Protocol::Opaque))
+            }
+            Err(error) => Err(error),
+        },
+    };
+    match protocol {
+        Ok(protocol) => {
+            let client = Replay::new(said, client);
+            Ok((protocol, client, Replay::new(heard, server)))
+        }
+        Err(error) => {
+            client.abort();
+            server.abort();
+            Err(error)
         }
     }
 }
@@ -158,6 +205,15 @@ pub struct Replay<S> {
     io: S,
 }
 
+impl<S> Replay<S> {
+    fn new(read: BytesMut, io: S) -> Self {
+        Self {
+            read: read.freeze(),
+            io,
+        }
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -216,7 +272,11 @@ impl<S: Abort> Abort for Replay<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncWriteExt, DuplexStream};
+
+    impl Abort for DuplexStream {
+        fn abort(&mut self) {}
+    }
 
     const PATIENCE: Duration = Duration::from_millis(250);
 
@@ -272,6 +332,42 @@ mod tests {
         let mut all = Vec::new();
         detected.io.read_to_end(&mut all).await.unwrap();
         assert_eq!(all, b"GET /slow rest");
+    }
+
+    /// What it turns out to be when `client` or `server` speaks after a long silence,
+    /// and what there is to be read of each.
+    async fn late(client: &[u8], server: &[u8]) -> (Protocol, Vec<u8>, Vec<u8>) {
+        let (mut near, client_io) = tokio::io::duplex(64);
+        let (mut far, server_io) = tokio::io::duplex(64);
+        let first = tokio::spawn(first_word(client_io, server_io, PATIENCE));
+        tokio::time::sleep(PATIENCE * 40).await;
+        near.write_all(client).await.unwrap();
+        far.write_all(server).await.unwrap();
+        let (protocol, mut client, mut server) = first.await.unwrap().unwrap();
+        drop((near, far));
+        let (mut said, mut heard) = (Vec::new(), Vec::new());
+        client.read_to_end(&mut said).await.unwrap();
+        server.read_to_end(&mut heard).await.unwrap();
+        (protocol, said, heard)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whose_word_is_the_first_decides_after_a_silence() {
+        const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
+        const GREETING: &[u8] = b"220 mail.example\r\n";
+        for (client, server, expected) in [
+            (REQUEST, &b""[..], Protocol::Http1),
+            (H2_PREFACE, b"", Protocol::Http2),
+            (b"\x00\x01", b"", Protocol::Opaque),
+            (b"GET /never-ended", b"", Protocol::Opaque),
+            (b"", GREETING, Protocol::Opaque),
+            // The server was asked nothing.
+            (REQUEST, GREETING, Protocol::Opaque),
+        ] {
+            let (protocol, said, heard) = late(client, server).await;
+            assert_eq!(protocol, expected, "{client:?} {server:?}");
+            assert_eq!((&said[..], &heard[..]), (client, server));
+        }
     }
 
     #[tokio::test(start_paused = true)]

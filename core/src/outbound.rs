@@ -6,7 +6,7 @@
 
 use crate::balance::{self, Endpoint, InFlight};
 use crate::capture::{Direction, OrigDst};
-use crate::detect::Protocol;
+use crate::detect::{Protocol, first_word};
 use crate::directory::{Destination, Occupant, Transport};
 use crate::http::{self as message, Body, Timeout};
 use crate::local::Local;
@@ -16,6 +16,8 @@ use crate::upstream::{Io, Target, UpstreamError};
 use ::http::Response;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 mod request;
@@ -25,6 +27,8 @@ const DIRECTION: Direction = Direction::Outbound;
 
 /// Endpoints that are tried, one after the other, while nothing has been sent.
 const ATTEMPTS: usize = 3;
+/// A server whose client has gone without a word must have hung up by then.
+const HANG_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) async fn connection(local: Arc<Local>, stream: TcpStream, client: SocketAddr) {
     let to = match local.kernel.original_dst(&stream, DIRECTION) {
@@ -52,25 +56,20 @@ pub(crate) async fn connection(local: Arc<Local>, stream: TcpStream, client: Soc
         Ok(detected) => detected,
         Err(error) => return tracing::debug!(%client, %to, %error, "client went away"),
     };
-    let connection = entry.connection().clone();
-    connection.speaks(detected.protocol);
-    let io = entry.client(detected.io);
     let outbound = Arc::new(Outbound {
         local,
         destination,
         client,
         to,
-        connection,
+        connection: entry.connection().clone(),
     });
-    match detected.protocol {
-        Protocol::Opaque => outbound.opaque(io).await,
-        protocol => {
-            let drain = outbound.local.drain.clone();
-            let handle = move |request| outbound.clone().request(request, protocol);
-            if let Err(error) = message::serve(io, protocol, &drain, handle).await {
-                tracing::debug!(%client, %to, %error, "client connection");
-            }
-        }
+    let (protocol, is_silent) = (detected.protocol, detected.is_silent());
+    let io = entry.client(detected.io);
+    if is_silent {
+        // Boxed, so that what few connections need makes none of them larger.
+        Box::pin(outbound.silent(io)).await;
+    } else {
+        outbound.spoken(protocol, io).await;
     }
 }
 
@@ -131,21 +130,60 @@ impl<'a> Attempts<'a> {
 }
 
 impl Outbound {
-    async fn opaque(&self, mut client: impl Io) {
-        match self.open(&self.destination, false).await {
-            Ok((server, flight, target)) => {
-                let ends = (self.client, target.address);
-                let peer = self.peer(flight.endpoint(), &target);
-                self.connection.reached(flight.endpoint(), &target, true);
-                self.local
-                    .join(DIRECTION, ends, peer, client, server, None)
-                    .await;
+    async fn spoken(self: Arc<Self>, protocol: Protocol, mut io: impl Io + 'static) {
+        if protocol == Protocol::Opaque {
+            return match self.open(&self.destination, false).await {
+                Ok((server, flight, target)) => self.join(io, server, flight, target).await,
+                Err(error) => self.unopened(&mut io, &error),
+            };
+        }
+        self.connection.speaks(protocol);
+        let (client, to) = (self.client, self.to);
+        let drain = self.local.drain.clone();
+        let handle = move |request| self.clone().request(request, protocol);
+        if let Err(error) = message::serve(io, protocol, &drain, handle).await {
+            tracing::debug!(%client, %to, %error, "client connection");
+        }
+    }
+
+    /// The server may be the one to speak, so it is connected to. If the client does, it
+    /// had its connection ready for a request, which is balanced as any other: bound to
+    /// one endpoint, it would fail with that.
+    async fn silent(self: Arc<Self>, mut client: impl Io + 'static) {
+        let (server, flight, target) = match self.open(&self.destination, false).await {
+            Ok(opened) => opened,
+            Err(error) => return self.unopened(&mut client, &error),
+        };
+        let patience = self.local.shared.args.detect_timeout;
+        match first_word(client, server, patience).await {
+            Ok((Protocol::Opaque, client, server)) => {
+                self.join(client, server, flight, target).await;
+            }
+            Ok((protocol, client, unused)) => {
+                drop(flight);
+                self.local.tasks.spawn(hang_up(unused));
+                self.spoken(protocol, client).await;
             }
             Err(error) => {
-                self.local.failed(DIRECTION, error.failure(), &error);
-                client.abort();
+                tracing::debug!(client = %self.client, to = %self.to, %error, "it ended in silence");
             }
         }
+    }
+
+    async fn join(&self, client: impl Io, server: impl Io, flight: InFlight, target: Target) {
+        let ends = (self.client, target.address);
+        let peer = self.peer(flight.endpoint(), &target);
+        self.connection.speaks(Protocol::Opaque);
+        self.connection.reached(flight.endpoint(), &target, true);
+        self.local
+            .join(DIRECTION, ends, peer, client, server, None)
+            .await;
+    }
+
+    fn unopened(&self, client: &mut impl Io, error: &UpstreamError) {
+        self.connection.speaks(Protocol::Opaque);
+        self.local.failed(DIRECTION, error.failure(), error);
+        client.abort();
     }
 
     /// A connection to the first endpoint that takes one.
@@ -229,6 +267,15 @@ impl Outbound {
             tls: false,
         }
     }
+}
+
+/// Ends a connection on which nothing was said, and waits until its server has too.
+async fn hang_up(mut server: impl Io) {
+    let ended = async {
+        server.shutdown().await?;
+        server.read(&mut [0]).await
+    };
+    let _ = tokio::time::timeout(HANG_UP_TIMEOUT, ended).await;
 }
 
 fn pick(to: &Destination, avoid: Option<&Endpoint>) -> Result<InFlight, UpstreamError> {
