@@ -12,7 +12,7 @@ PROGRAMS ?=
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: help bench smoke build test lint deps ebpf ebpf-check ebpf-deps clean \
-	cluster cluster-down cluster-check cluster-deps images images-load install uninstall test-kubernetes
+	cluster cluster-down cluster-check cluster-deps images images-load install uninstall test-kubernetes scale
 
 help:               ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -91,6 +91,9 @@ test-kubernetes:    ## the tests that need a cluster with Duet on it; KUBECONFIG
 	cargo test --workspace --locked $(CARGO_FLAGS) --no-fail-fast \
 	  --test crd --test injector_kube --test kube_source --test kube_identity --test kube_status --test kube_trouble \
 	  --test kube_life --test manifests --test kubernetes --test kubectl_duet
+
+scale:              ## a mesh of ten thousand simulated pods in the cluster that KUBECONFIG names: figures, minutes
+	cargo test --release --workspace --locked $(CARGO_FLAGS) --test kube_scale -- --ignored --nocapture
 
 uninstall:          ## takes it out again; deploy/README.md says what to do before
 	kubectl delete -k deploy/overlays/$(OVERLAY) --ignore-not-found

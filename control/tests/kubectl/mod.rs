@@ -4,6 +4,7 @@
 //! (`make cluster images install`); without them they say so and are skipped.
 
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -241,7 +242,12 @@ kind: Pod
 metadata: {{ name: {name} }}
 spec:
   restartPolicy: Never
-  containers: [{{ name: load, image: {IMAGE}, args: {flags} }}]
+  containers:
+    - name: load
+      image: {IMAGE}
+      args: {flags}
+      # Whoever follows its log has that time to begin.
+      lifecycle: {{ preStop: {{ sleep: {{ seconds: 5 }} }} }}
 "
         ));
     }
@@ -289,6 +295,17 @@ impl Drop for Namespace {
     }
 }
 
+/// In which seconds of the run the requests fell due that failed.
+fn when(timeline: &Value) -> String {
+    let bins = timeline["error"].as_array().into_iter().flatten();
+    let bin_ns = timeline["bin_ns"].as_u64().unwrap_or(1);
+    let failed = bins.enumerate().filter(|(_, bin)| **bin != 0);
+    let seconds: BTreeSet<u64> = failed
+        .map(|(index, _)| index as u64 * bin_ns / 1_000_000_000)
+        .collect();
+    format!("due in seconds {seconds:?}")
+}
+
 // === impl Load ===
 
 impl Load {
@@ -301,7 +318,12 @@ impl Load {
         Self {
             offered: report["offered"].as_u64().expect("a count"),
             completed: report["completed"].as_u64().expect("a count"),
-            errors: report["errors"].to_string(),
+            errors: format!(
+                "{}, {}; it waited {} s for a processor",
+                report["errors"],
+                when(&report["timeline"]),
+                report["generator"]["waited_s"],
+            ),
         }
     }
 
