@@ -12,8 +12,11 @@ pub enum Arm {
     None,
     /// A proxy in every pod.
     Sidecar,
-    /// A proxy on every node.
+    /// A proxy on every node, that does not tell its workloads apart.
     Agent,
+    /// The same, and each workload has its turns and budgets. Only where one may harm others, and where
+    /// something is timed.
+    AgentTenancy,
     /// A second, independent copy of `sidecar`: what an arm shows against itself
     /// is the noise floor of every comparison.
     Aa,
@@ -24,15 +27,16 @@ pub enum Arm {
 
 /// Names an arm that there is not.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not an arm: there are none, sidecar, agent, aa and classic")]
+#[error("{0:?} is not an arm: there are none, sidecar, agent, agent+tenancy, aa and classic")]
 pub struct UnknownArm(String);
 
 impl Arm {
     /// All of them, in the order of the reports.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::None,
         Self::Sidecar,
         Self::Agent,
+        Self::AgentTenancy,
         Self::Aa,
         Self::ClassicSidecar,
     ];
@@ -43,6 +47,7 @@ impl Arm {
             Self::None => "none",
             Self::Sidecar => "sidecar",
             Self::Agent => "agent",
+            Self::AgentTenancy => "agent+tenancy",
             Self::Aa => "aa",
             Self::ClassicSidecar => "classic",
         }
@@ -54,6 +59,9 @@ impl Arm {
             Self::None => "No mesh: the same pods on the same network, without any proxy.",
             Self::Sidecar => "One proxy in every pod, reached by nftables in the pod's namespace.",
             Self::Agent => "One proxy on every node, reached by eBPF in the pods' namespaces.",
+            Self::AgentTenancy => {
+                "The same as agent, and each workload has turns on the proxy's threads (--tenancy on)."
+            }
             Self::Aa => {
                 "A second, independent copy of the sidecar arm; its difference from the first is \
                  the noise floor."
@@ -70,7 +78,7 @@ impl Arm {
         match self {
             Self::None => Placement::None,
             Self::Sidecar | Self::Aa | Self::ClassicSidecar => Placement::Sidecar,
-            Self::Agent => Placement::Agent,
+            Self::Agent | Self::AgentTenancy => Placement::Agent,
         }
     }
 
@@ -89,7 +97,16 @@ impl Arm {
         match self {
             Self::None => None,
             Self::Sidecar | Self::Aa | Self::ClassicSidecar => Some("duet-sidecar"),
-            Self::Agent => Some("duet-agent"),
+            Self::Agent | Self::AgentTenancy => Some("duet-agent"),
+        }
+    }
+
+    /// What its proxies are told beside the usual.
+    pub fn proxy_args(self) -> &'static [&'static str] {
+        match self {
+            Self::Agent => &["--tenancy", "off"],
+            Self::AgentTenancy => &["--tenancy", "on"],
+            _ => &[],
         }
     }
 
@@ -98,7 +115,7 @@ impl Arm {
         match self {
             Self::None => results::Placement::None,
             Self::Sidecar | Self::Aa | Self::ClassicSidecar => results::Placement::Sidecar,
-            Self::Agent => results::Placement::Agent,
+            Self::Agent | Self::AgentTenancy => results::Placement::Agent,
         }
     }
 }

@@ -397,6 +397,8 @@ fn plan(cluster: ClusterKind, profile: Profile, seed: u64, scenarios: &[Id], arm
                 [] => speaks(arm),
                 chosen => chosen.contains(arm),
             })
+            // There the agents are as they were installed.
+            .filter(|arm| !kubelet || *arm != Arm::AgentTenancy)
             .collect(),
         scenarios,
         pace: if kubelet {

@@ -99,7 +99,7 @@ impl<'a> Study<'a> {
     }
 
     /// (arm, baseline), in reading order: each mesh against no mesh, then the agents and peers
-    /// against the sidecars, then each copy against its original.
+    /// against the sidecars, then further agents against the first, then each copy against its original.
     fn pairs(&self) -> Vec<(&'a Arm, &'a Arm)> {
         let arms: Vec<&Arm> = self.arms().collect();
         let originals = || arms.iter().copied().filter(|arm| arm.copy_of.is_none());
@@ -118,6 +118,9 @@ impl<'a> Study<'a> {
                     .chain(of(Placement::External))
                     .map(|arm| (arm, baseline)),
             );
+        }
+        if let Some(first) = of(Placement::Agent).next() {
+            pairs.extend(of(Placement::Agent).skip(1).map(|arm| (arm, first)));
         }
         pairs.extend(self.copies());
         pairs

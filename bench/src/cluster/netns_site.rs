@@ -97,7 +97,10 @@ impl NetnsSite {
 
 impl Site for NetnsSite {
     fn build(&self, wish: &Wish) -> Result<Box<dyn Cluster>> {
-        let cluster = NetnsCluster::builder(wish.placement)
+        let builder = NetnsCluster::builder(wish.placement);
+        let told = wish.proxy_args.iter();
+        let cluster = told
+            .fold(builder, |builder, arg| builder.proxy_arg(*arg))
             .name(&wish.name)
             .limits(wish.limits)
             .pods(wish.pods.iter().cloned())

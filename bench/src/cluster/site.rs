@@ -47,6 +47,8 @@ pub struct Wish {
     pub placement: Placement,
     /// Sidecars as ordinary containers, as before native sidecars.
     pub classic: bool,
+    /// What the proxies are told beside the usual; on Kubernetes they are as they were installed.
+    pub proxy_args: &'static [&'static str],
     /// What each party may use.
     pub limits: Limits,
     /// Pods.

@@ -104,10 +104,14 @@ fn netns(
     })
 }
 
+fn has_agents(arms: &[Arm]) -> bool {
+    arms.iter().any(|arm| arm.placement() == Placement::Agent)
+}
+
 /// The first thing that this machine lacks for these arms, as one line.
 fn problem(arms: &[Arm]) -> Option<String> {
     let matters = |check: &doctor::Check| match check.name {
-        "eBPF" => arms.contains(&Arm::Agent),
+        "eBPF" => has_agents(arms),
         // The binaries have been asked already.
         name => !name.starts_with("duet-"),
     };
@@ -166,7 +170,7 @@ fn kubernetes(
 fn needs(plan: &Plan, wanted: &KubeOptions) -> preflight::Needs {
     preflight::Needs {
         mesh: plan.arms.iter().any(|arm| arm.meshed()),
-        agents: plan.arms.contains(&Arm::Agent),
+        agents: has_agents(&plan.arms),
         disturbs: plan.scenarios.iter().any(|id| id.disturbs_agents()),
         disturb_others: wanted.disturb_others,
     }

@@ -90,6 +90,7 @@ impl Shape {
             name: arm.name().to_owned(),
             placement: arm.placement(),
             classic: arm == Arm::ClassicSidecar,
+            proxy_args: arm.proxy_args(),
             limits: self.limits(),
             pods: self.pods(),
             services: services.collect(),

@@ -236,6 +236,13 @@ impl Id {
         if arm == Arm::ClassicSidecar {
             return matches!(self, Self::S1 | Self::S2 | Self::S3 | Self::S4 | Self::S6);
         }
+        if arm == Arm::AgentTenancy {
+            return match self {
+                Self::I1 | Self::I2 | Self::I3 => true,
+                Self::L1 | Self::L2 | Self::L3 | Self::R2 => profile == Profile::Full,
+                _ => false,
+            };
+        }
         match self {
             Self::L1 | Self::L2 | Self::L3 | Self::R2 | Self::I1 | Self::I2 | Self::I3 => true,
             Self::R1 if profile == Profile::Full => arm.meshed(),
