@@ -12,9 +12,12 @@ use std::{env, fs, process::Command};
 
 fn main() {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
-    println!("cargo:rerun-if-changed=proto/duet.proto");
-    let descriptors = protox::compile(["duet.proto"], [here.join("proto")])
-        .unwrap_or_else(|error| panic!("proto/duet.proto: {error}"));
+    let protos = ["duet.proto", "otlp.proto"];
+    for proto in protos {
+        println!("cargo:rerun-if-changed=proto/{proto}");
+    }
+    let descriptors = protox::compile(protos, [here.join("proto")])
+        .unwrap_or_else(|error| panic!("proto: {error}"));
     tonic_prost_build::configure()
         .compile_fds(descriptors)
         .expect("generating the gRPC API");

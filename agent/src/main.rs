@@ -7,7 +7,7 @@ use duet_agent::api::{self, Request};
 use duet_agent::cni::{self, Install, uninstall};
 use duet_agent::run::{self, Settings};
 use duet_agent::{cleanup, doctor, supervisor};
-use duet_core::{ProxyArgs, WorkloadName};
+use duet_core::{ProxyArgs, TenancyArgs, WorkloadName};
 use nix::sys::signal::{SigSet, Signal};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -129,6 +129,9 @@ struct RunArgs {
     supervised: bool,
 
     #[command(flatten)]
+    tenancy: TenancyArgs,
+
+    #[command(flatten)]
     proxy: ProxyArgs,
 }
 
@@ -245,6 +248,7 @@ fn run(args: RunArgs) -> Outcome {
         instance: args.instance,
         handover_drain_timeout: args.handover_drain_timeout,
         cni,
+        tenancy: args.tenancy,
         proxy: args.proxy,
     };
     let proxy_args = settings.proxy.clone();

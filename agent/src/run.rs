@@ -11,7 +11,7 @@ use crate::programs::Costs;
 use crate::reconcile::Reconciler;
 use crate::succession::{Parts, Succession, aside};
 use crate::tally::{Counters, Tally};
-use duet_core::{Error, Ports, Proxy, ProxyArgs, ReadyGuard, WorkloadName};
+use duet_core::{Error, Ports, Proxy, ProxyArgs, ReadyGuard, TenancyArgs, WorkloadName};
 use duet_ebpf::NetnsCookie;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
@@ -40,6 +40,7 @@ pub struct Settings {
     pub instance: Option<String>,
     pub handover_drain_timeout: Duration,
     pub cni: Option<Install>,
+    pub tenancy: TenancyArgs,
     pub proxy: ProxyArgs,
 }
 
@@ -68,7 +69,9 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         None => Predecessor::find(&settings.socket).map_err(|error| wrong(&error))?,
     };
     let node = settings.node.clone();
-    let proxy = Proxy::start_on(Ports::Shared, settings.proxy.clone(), "agent", node).await?;
+    let args = settings.proxy.clone();
+    let tenancy = Some(&settings.tenancy);
+    let proxy = Proxy::start_on(Ports::Shared, tenancy, args, "agent", node).await?;
     let counters = Arc::new(OnceLock::new());
     if let Some(keeper) = &keeper {
         let beat = beat(keeper.clone(), proxy.clone(), left.tally, counters.clone());

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use duet_bench::cluster::{Endpoint, Placement, PodSpec};
 use http::StatusCode;
 use mesh::app::App;
-use mesh::http::{Client, serve_http1};
+use mesh::http::{Client, serve_http1, serve_http2};
 use mesh::load::Load;
 use mesh::opaque::read_all;
 use mesh::{Checks, Mesh};
@@ -23,6 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const HTTP: u16 = 8080;
+const HTTP2: u16 = 8082;
 const OPAQUE: u16 = 9000;
 /// Nothing any protocol would send.
 const MARKER: &[u8] = b"duet-plaintext-marker-7d793037a0760186";
@@ -55,6 +56,7 @@ fn run(placement: Placement) {
             outsider: mesh.app("outsider"),
         };
         serve_http1(life.server, HTTP);
+        serve_http2(life.server, HTTP2);
 
         let mut checks = Checks::default();
         checks.run("endpoints", life.endpoints()).await;
@@ -67,6 +69,7 @@ fn run(placement: Placement) {
                 .await;
         }
         checks.run("drain", life.drain()).await;
+        checks.run("second signal", life.second_signal()).await;
         checks.run("killed", life.killed()).await;
         checks.run("back again", life.back_again()).await;
         checks.assert_all_passed();
@@ -196,11 +199,33 @@ impl Life<'_> {
     }
 
     /// Told to go, a proxy finishes what it has begun.
+    /// Somebody has no patience for what is open.
+    async fn second_signal(&self) -> Result<()> {
+        let (mut client, _server) = self.open().await?;
+        self.mesh.kill_proxy("client", Signal::SIGTERM);
+        let ended = self.mesh.proxy_ends("client", Duration::from_secs(2));
+        assert!(!ended, "there is a connection still");
+        self.mesh.kill_proxy("client", Signal::SIGTERM);
+        let ended = self.mesh.proxy_ends("client", Duration::from_secs(10));
+        assert!(ended, "it waits for the drain time-out");
+        let cut = client.read(&mut [0]).await;
+        assert_eq!(cut.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        self.mesh.start_proxy("client");
+        assert_eq!(
+            get(self.client, self.server.at(HTTP)).await?,
+            StatusCode::OK
+        );
+        Ok(())
+    }
+
     async fn drain(&self) -> Result<()> {
         for pod in ["client", "server"] {
             let mut http = Client::http1(self.client, self.server.at(HTTP)).await?;
             http.get("/hello").await?;
             let slow = tokio::spawn(async move { http.get("/slow").await });
+            let mut h2 = Client::http2(self.client, self.server.at(HTTP2)).await?;
+            let another = h2.another().context("HTTP/2 is multiplexed")?;
+            let h2 = tokio::spawn(async move { h2.get("/slow").await });
             let (mut client, mut server) = self.open().await?;
             // The slow request has reached the server.
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -214,6 +239,12 @@ impl Life<'_> {
             server.shutdown().await?;
             client.shutdown().await?;
             assert_eq!(read_all(&mut client).await?, b"yes");
+            if pod == "client" {
+                // GOAWAY: what has begun ends well, and nothing new is begun.
+                let mut another = another;
+                let refused = another.get("/hello").await;
+                assert!(refused.is_err(), "{refused:?}");
+            }
             let answer = slow
                 .await?
                 .with_context(|| format!("{pod}'s proxy draining"))?;
@@ -221,6 +252,12 @@ impl Life<'_> {
                 (answer.status, &answer.body[..]),
                 (StatusCode::OK, &b"at last"[..])
             );
+            if pod == "client" {
+                // It is told not to ask here again.
+                assert_eq!(answer.headers["connection"], "close");
+                let multiplexed = h2.await?.context("HTTP/2")?;
+                assert_eq!(multiplexed.body, "at last");
+            }
             drop((client, server));
             assert!(
                 self.mesh.proxy_ends(pod, Duration::from_secs(10)),

@@ -9,6 +9,9 @@ use std::time::Duration;
 pub const MAX_ATTEMPTS: u32 = 10;
 /// Requests a second, at once or under way; more is no limit.
 pub const MAX_LIMIT: u32 = 1_000_000;
+/// What a workload may ask for of an agent: more is more than one has.
+pub const MAX_BUFFER_MIB: u32 = 65_536;
+pub const MAX_WEIGHT: u32 = 100;
 /// What gRPC may say, by number.
 const GRPC_STATUSES: [&str; 17] = [
     "ok",

@@ -256,6 +256,11 @@ impl Admitted {
         format!("{who} from {} asked port {port} for {what}", client.ip)
     }
 
+    /// Whether a kubelet asks.
+    pub fn is_probe(&self) -> bool {
+        self.workload.is_none()
+    }
+
     /// Whether it is still admitted.
     pub fn check(&mut self) -> Result<(), UpstreamError> {
         let Some(watched) = &mut self.workload else {

@@ -198,6 +198,11 @@ impl InFlight {
         self.endpoint.judged(self.ticket, succeeded);
     }
 
+    /// Whether it is what an endpoint's probation waits for.
+    pub fn is_probe(&self) -> bool {
+        self.ticket.is_probe()
+    }
+
     pub fn verdict(&self) -> Verdict {
         Verdict {
             endpoint: self.endpoint.clone(),

@@ -10,7 +10,8 @@
 //!
 //! An endpoint that tripped is left out for a backoff that doubles, with jitter. Then it
 //! is on probation: one request goes there. If that succeeds the endpoint is back as if
-//! nothing had been, otherwise it is left out for longer. A probation that never hears
+//! nothing had been, otherwise it is left out for longer. Of a stream in gRPC the first
+//! message is success enough. A probation that never hears
 //! the end of its request is repeated after [`PROBATION`].
 //!
 //! *If all endpoints are out, requests are balanced over all of them*, and the first
@@ -282,6 +283,14 @@ impl Breaker {
         let heeds =
             record.accrual.success_rate.is_some() || record.failures_in_a_row > 0 || !self.is_in();
         self.heeds_success.store(heeds, Ordering::Relaxed);
+    }
+}
+
+// === impl Ticket ===
+
+impl Ticket {
+    pub fn is_probe(self) -> bool {
+        self.probe
     }
 }
 

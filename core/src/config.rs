@@ -1,5 +1,7 @@
-//! What a proxy is told when it starts. Both modes take exactly these flags.
+//! What a proxy is told when it starts. Both modes take exactly these flags, and one that
+//! serves several workloads those of [`TenancyArgs`].
 
+use crate::tenancy::Budgets;
 use clap::{Args, ValueEnum};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -74,10 +76,102 @@ pub struct ProxyArgs {
     )]
     pub access_log: AccessLogFormat,
 
+    /// Where spans are sent, http://host:port: a collector that takes OTLP over gRPC.
+    /// Default: there are none. In plaintext, and they say who asked for which path.
+    #[arg(long, env = "DUET_TRACE_COLLECTOR", value_name = "URL")]
+    pub trace_collector: Option<String>,
+
+    /// The part, of 1, of requests that is recorded if they do not say themselves whether
+    /// they are.
+    #[arg(long, env = "DUET_TRACE_RATIO", default_value_t = 0.01, value_name = "PART", value_parser = part)]
+    pub trace_ratio: f64,
+
     /// Log filter, as in tracing-subscriber's EnvFilter: "info",
     /// "warn,duet_core=debug".
     #[arg(long, env = "DUET_LOG", default_value = "info", value_name = "FILTER")]
     pub log: String,
+}
+
+/// What the workloads of one proxy may have. A workload may ask for less, and for weight.
+#[derive(Args, Clone, Debug)]
+pub struct TenancyArgs {
+    /// Whether workloads have turns on the worker threads, and the budgets below. Off,
+    /// who asks most gets most.
+    #[arg(
+        long,
+        env = "DUET_TENANCY",
+        default_value = "on",
+        value_name = "ON|OFF"
+    )]
+    pub tenancy: Switch,
+
+    /// Connections that a workload may have open in each direction; further ones wait to
+    /// be accepted. 0: any number.
+    #[arg(
+        long,
+        env = "DUET_TENANT_CONNECTIONS",
+        default_value_t = 10_000,
+        value_name = "N"
+    )]
+    pub tenant_connections: u32,
+
+    /// mTLS handshakes a second of a workload in each direction; further ones wait. 0:
+    /// any number.
+    #[arg(
+        long,
+        env = "DUET_TENANT_HANDSHAKES",
+        default_value_t = 0,
+        value_name = "N"
+    )]
+    pub tenant_handshakes: u32,
+
+    /// Requests a second of a workload in each direction; further ones wait, and are
+    /// refused if that would be for more than 5s. 0: any number.
+    #[arg(
+        long,
+        env = "DUET_TENANT_REQUESTS",
+        default_value_t = 0,
+        value_name = "N"
+    )]
+    pub tenant_requests: u32,
+
+    /// MiB that all peers of a workload together may send before it is passed on; their
+    /// windows are the narrower the more they are. 0: any amount.
+    #[arg(
+        long,
+        env = "DUET_TENANT_BUFFER",
+        default_value_t = 256,
+        value_name = "MIB"
+    )]
+    pub tenant_buffer: u32,
+
+    /// How many times the worker time of others a workload may ask for.
+    #[arg(long, env = "DUET_TENANT_WEIGHT", default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub tenant_weight: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+impl TenancyArgs {
+    /// What each workload may have; `None`: they are not told apart.
+    pub(crate) fn budgets(&self) -> Option<Budgets> {
+        (self.tenancy == Switch::On).then(|| Budgets {
+            connections: self.tenant_connections,
+            handshakes_per_second: self.tenant_handshakes,
+            requests_per_second: self.tenant_requests,
+            buffered_bytes: u64::from(self.tenant_buffer) << 20,
+            weight: self.tenant_weight,
+        })
+    }
+}
+
+fn part(text: &str) -> Result<f64, String> {
+    let part = text.parse().ok().filter(|part| (0.0..=1.0).contains(part));
+    part.ok_or_else(|| "write a number from 0 to 1, as 0.01".to_owned())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

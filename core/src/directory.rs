@@ -12,6 +12,7 @@ use crate::detect::Protocol;
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::policy::{Authorization, Policy, Probe};
+use crate::tenancy::Budgets;
 use crate::traffic::Traffic;
 use dashmap::{DashMap, DashSet};
 use serde::Serialize;
@@ -55,6 +56,8 @@ pub struct Workload {
     pub placement: Placement,
     pub probes: Vec<Probe>,
     pub limits: Limits,
+    /// What it asks for of a proxy that it shares.
+    pub budgets: Budgets,
     /// The names of the policies that select it.
     policies: Vec<String>,
     /// What they say; `None` if there are none.
@@ -516,6 +519,7 @@ impl Workload {
             uid: workload.uid,
             probes: workload.probes.iter().filter_map(Probe::read).collect(),
             limits: workload.limits.map(Limits::read).unwrap_or_default(),
+            budgets: workload.budgets.map(Budgets::read).unwrap_or_default(),
             policies: workload.policies,
             authorization: None,
             name,

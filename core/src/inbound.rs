@@ -116,10 +116,11 @@ async fn streams(
     stream: Counted<tokio_rustls::server::TlsStream<TcpStream>>,
     standing: &Standing,
 ) -> Result<(), h2::Error> {
+    let window = inbound.local.tenant.window(CONNECTION_WINDOW);
     let mut connection = h2::server::Builder::new()
         .max_concurrent_streams(MAX_STREAMS)
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(window.bytes())
         .max_send_buffer_size(SEND_BUFFER)
         .handshake::<_, Bytes>(stream)
         .await?;
@@ -133,6 +134,7 @@ async fn streams(
             next = connection.accept() => match next {
                 Some(Ok((request, respond))) => {
                     let stream = inbound.clone().stream(request, respond);
+                    let stream = local.tenant.share().of(stream);
                     let cancel = local.cancel.clone();
                     let stream = cancel.run_until_cancelled_owned(stream);
                     local.tasks.spawn(stream);
@@ -406,10 +408,10 @@ impl Inbound {
     }
 
     async fn serve(self: Arc<Self>, to: SocketAddr, protocol: Protocol, client: impl Io + 'static) {
-        let drain = self.local.drain.clone();
+        let (drain, tenant) = (self.local.drain.clone(), self.local.tenant.clone());
         let address = self.client;
         let handle = move |request| self.clone().plain_request(request, to, protocol);
-        if let Err(error) = message::serve(client, protocol, &drain, handle).await {
+        if let Err(error) = message::serve(client, protocol, &drain, &tenant, handle).await {
             tracing::debug!(client = %address, %to, %error, "client connection");
         }
     }
@@ -473,7 +475,7 @@ impl Inbound {
     /// Asks the application, if the client may, and tells of it when the answer is over.
     async fn answer<B: http_body::Body>(
         &self,
-        request: Request<B>,
+        mut request: Request<B>,
         to: SocketAddr,
         protocol: Protocol,
         send: impl AsyncFnOnce(Request<B>, Admitted) -> Result<Response<Body>, UpstreamError>,
@@ -486,9 +488,15 @@ impl Inbound {
                 .reached(to, &self.peer())
         });
         let grpc = message::is_grpc(&request);
+        let span = self.local.shared.tracer.as_ref().and_then(|tracer| {
+            // Of one from the mesh, its client's proxy has decided.
+            let may_begin = self.who.peer.is_none();
+            tracer.begin(DIRECTION, &self.local.name, &mut request, may_begin)
+        });
+        let span = span.map(|span| (span, self.peer()));
         let mut under_way = None;
         let answered = match admission::request(&self.local, &self.who, to, &request) {
-            Ok(admitted) => match self.within_limits(&admitted) {
+            Ok(admitted) => match self.in_turn(&admitted).await {
                 Ok(begun) => {
                     under_way = begun;
                     send(request, admitted).await
@@ -513,6 +521,9 @@ impl Inbound {
         let ended = at_end(move || {
             drop(under_way);
             meters.response(status, started.elapsed());
+            if let Some((span, peer)) = span {
+                span.end(status, &peer, started.elapsed());
+            }
             if let Some(line) = line {
                 log.request(&line, status, started.elapsed());
             }
@@ -520,7 +531,12 @@ impl Inbound {
         response.map(|body| body.until_end(ended))
     }
 
-    fn within_limits(&self, admitted: &Admitted) -> Result<Option<UnderWay>, UpstreamError> {
+    /// Waits until the workload may have one more request, and refuses what is beyond its
+    /// limits. A kubelet does not wait.
+    async fn in_turn(&self, admitted: &Admitted) -> Result<Option<UnderWay>, UpstreamError> {
+        if !admitted.is_probe() {
+            self.local.tenant.request(DIRECTION).await?;
+        }
         if admitted.limits.are_none() {
             return Ok(None);
         }

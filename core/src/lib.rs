@@ -4,7 +4,7 @@
 //! the rest is here, in the order in which a connection meets it: [`capture`] is
 //! the seam, `outbound` and `inbound` are the two stories, `detect`, `directory`,
 //! `traffic`, `balance`, `breaker`, `limits`, `upstream` and `relay` are what happens
-//! on the way, `http` is what must change in a message, `identity` who is who.
+//! on the way, `tenancy` what keeps workloads from each other's way, `http` is what must change in a message, `identity` who is who.
 #![forbid(unsafe_code)]
 
 pub mod capture;
@@ -29,6 +29,7 @@ mod ready;
 mod relay;
 mod runtime;
 mod telemetry;
+mod tenancy;
 mod traffic;
 mod upstream;
 
@@ -36,10 +37,15 @@ mod upstream;
 pub mod api {
     #![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
     tonic::include_proto!("duet.v1alpha1");
+
+    /// What collectors of traces speak, generated from `proto/otlp.proto`.
+    pub mod otlp {
+        tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
+    }
 }
 
 pub use capture::{Capture, Direction, Kernel, OrigDst, WorkloadName};
-pub use config::ProxyArgs;
+pub use config::{ProxyArgs, Switch, TenancyArgs};
 pub use identity::BACKDATE;
 pub use proxy::{Error, Placed, Ports, Proxy, ReportError, Workload};
 pub use ready::ReadyGuard;

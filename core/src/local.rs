@@ -8,7 +8,8 @@ use crate::identity::{Certificate, Held};
 use crate::limits::Limiter;
 use crate::proxy::Shared;
 use crate::relay::{RelayError, relay};
-use crate::telemetry::{ConnectionLine, Failure, Meters, Peer, at_end};
+use crate::telemetry::{CUT, ConnectionLine, Failure, Meters, Peer};
+use crate::tenancy::{Budgets, Tenancy, Tenant};
 use crate::traffic::{Budget, Traffic};
 use crate::upstream::{Io, UpstreamError, Upstreams};
 use dashmap::DashMap;
@@ -41,6 +42,8 @@ pub(crate) struct Local {
     pub shared: Arc<Shared>,
     pub kernel: Arc<dyn Kernel>,
     pub upstreams: Upstreams,
+    /// What it may have of the process.
+    pub tenant: Tenant,
     /// Graceful: what is open may finish.
     pub drain: CancellationToken,
     /// At once.
@@ -55,6 +58,12 @@ pub(crate) struct Local {
     pub limiter: Limiter,
     /// Connections that a failed lookup must not log again and again.
     last_warning: Mutex<Option<Instant>>,
+}
+
+/// An opaque connection that is open, until whoever relays it stops.
+struct Closing<'a> {
+    meters: &'a Meters,
+    how: &'static str,
 }
 
 impl AuditLines {
@@ -77,10 +86,19 @@ impl AuditLines {
     }
 }
 
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.meters.active.dec();
+        self.meters.closed(self.how);
+    }
+}
+
 impl Local {
     pub fn new(name: WorkloadName, kernel: Arc<dyn Kernel>, shared: Arc<Shared>) -> Arc<Self> {
         let cancel = CancellationToken::new();
         let tasks = TaskTracker::new();
+        let tenancy = shared.tenancy.as_ref();
+        let tenant = tenancy.map(Tenancy::tenant).unwrap_or_default();
         Arc::new(Self {
             upstreams: Upstreams::new(
                 name.clone(),
@@ -89,7 +107,9 @@ impl Local {
                 shared.args.connect_timeout,
                 cancel.child_token(),
                 tasks.clone(),
+                tenant.clone(),
             ),
+            tenant,
             drain: shared.drain.child_token(),
             tasks,
             identity: watch::Sender::new(None),
@@ -111,6 +131,11 @@ impl Local {
         let mut authorization = None;
         loop {
             let itself = self.itself();
+            self.tenant.ask(
+                itself
+                    .as_ref()
+                    .map_or_else(Budgets::default, |it| it.budgets),
+            );
             let now = itself.and_then(|itself| itself.authorization.clone());
             if now != authorization {
                 let still = |policy: &str| now.as_ref().is_some_and(|now| now.has(policy));
@@ -286,16 +311,19 @@ impl Local {
         let meters = self.meters(direction, peer.clone());
         meters.opened.inc();
         meters.active.inc();
-        let active = at_end(|| meters.active.dec());
+        let mut closing = Closing {
+            meters: &meters,
+            how: CUT,
+        };
         let relayed = relay(&mut near, &mut far, |cx| match &mut admitted {
             Some(admitted) => admitted.poll_revoked(cx),
             None => Poll::Pending,
         })
         .await;
-        drop(active);
+        closing.how = relayed.end_name();
+        drop(closing);
         meters.sent.inc_by(relayed.sent);
         meters.received.inc_by(relayed.received);
-        meters.closed(relayed.end_name());
         if let Err(RelayError::Revoked(reason)) = &relayed.end {
             self.failed(direction, reason.failure(), reason);
         }

@@ -140,8 +140,9 @@ impl Outbound {
         self.connection.speaks(protocol);
         let (client, to) = (self.client, self.to);
         let drain = self.local.drain.clone();
+        let tenant = self.local.tenant.clone();
         let handle = move |request| self.clone().request(request, protocol);
-        if let Err(error) = message::serve(io, protocol, &drain, handle).await {
+        if let Err(error) = message::serve(io, protocol, &drain, &tenant, handle).await {
             tracing::debug!(%client, %to, %error, "client connection");
         }
     }

@@ -2,14 +2,16 @@
 
 use crate::admin;
 use crate::api::EnrolmentReport;
-use crate::capture::{Capture, WorkloadName};
-use crate::config::ProxyArgs;
+use crate::capture::{Capture, Direction, WorkloadName};
+use crate::config::{ProxyArgs, TenancyArgs};
 use crate::control::Control;
 use crate::directory::{Directory, Transport};
 use crate::identity::{Identities, Trust};
 use crate::local::Local;
 use crate::ready::{Readiness, ReadyGuard};
-use crate::telemetry::{AccessLog, Connections, Metrics, expose_endpoints};
+use crate::telemetry::{AccessLog, Connections, Metrics, Tracer};
+use crate::telemetry::{expose_endpoints, expose_threads, expose_workloads};
+use crate::tenancy::Tenancy;
 use crate::{inbound, outbound, runtime};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -22,6 +24,9 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// Signals that come so soon after the first are the same wish: a terminal's Ctrl-C
+/// reaches a supervisor, which passes it on, and its child.
+const SAME_WISH: Duration = Duration::from_millis(500);
 /// How long accepting pauses when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
@@ -65,9 +70,15 @@ pub(crate) struct Shared {
     pub identities: Identities,
     pub metrics: Arc<Metrics>,
     pub log: AccessLog,
+    /// `None`: nobody wants to have spans.
+    pub tracer: Option<Arc<Tracer>>,
     pub connections: Arc<Connections>,
     pub readiness: Readiness,
     pub locals: Mutex<BTreeMap<WorkloadName, Arc<Local>>>,
+    /// Whether there is one workload for as long as the process runs.
+    pub is_of_one: bool,
+    /// `None` if there is one workload, or if they are not told apart.
+    pub tenancy: Option<Tenancy>,
     pub drain: CancellationToken,
     pub shutdown: Notify,
     pub drain_timeout: Mutex<Duration>,
@@ -112,13 +123,15 @@ impl Proxy {
     /// Starts what does not depend on a workload: the control-plane client and the
     /// admin servers. `mode` and `node` are what the proxy calls itself.
     pub async fn start(args: ProxyArgs, mode: &'static str, node: String) -> Result<Self, Error> {
-        Self::start_on(Ports::Own, args, mode, node).await
+        Self::start_on(Ports::Own, None, args, mode, node).await
     }
 
     /// As [`Self::start`]. `ports` says whether a proxy that runs already, and that
-    /// this one is to succeed, may have the admin ports as well.
+    /// this one is to succeed, may have the admin ports as well; `tenancy` what each of
+    /// several workloads may have.
     pub async fn start_on(
         ports: Ports,
+        tenancy: Option<&TenancyArgs>,
         args: ProxyArgs,
         mode: &'static str,
         node: String,
@@ -134,17 +147,22 @@ impl Proxy {
             .map_err(Error::Config)?;
         let workers = runtime::workers(&args);
         let metrics = Arc::new(Metrics::new(mode, workers));
+        let tracer = Tracer::start(&args, metrics.registry()).map_err(Error::Config)?;
         let directory = Arc::default();
         expose_endpoints(metrics.registry(), &directory);
+        expose_threads(metrics.registry());
         let shared = Arc::new(Shared {
             directory,
             control: control.clone(),
             identities: Identities::new(control.clone(), trust, metrics.clone()),
             metrics,
             log: AccessLog::new(args.access_log),
+            tracer,
             connections: Arc::default(),
             readiness: Readiness::default(),
             locals: Mutex::default(),
+            is_of_one: tenancy.is_none(),
+            tenancy: tenancy.and_then(TenancyArgs::budgets).map(Tenancy::start),
             drain: CancellationToken::new(),
             shutdown: Notify::new(),
             drain_timeout: Mutex::new(args.drain_timeout),
@@ -155,6 +173,7 @@ impl Proxy {
             mode,
             node,
         });
+        expose_workloads(&shared);
         admin::serve(&shared, ports)?;
 
         let discovered = shared
@@ -182,13 +201,18 @@ impl Proxy {
     pub fn add(&self, name: WorkloadName, capture: Capture) -> Workload {
         let local = Local::new(name.clone(), capture.kernel, self.0.clone());
         for listener in capture.outbound {
-            accept(local.clone(), listener, outbound::connection);
+            accept(
+                local.clone(),
+                Door::Outbound,
+                listener,
+                outbound::connection,
+            );
         }
         for listener in capture.inbound {
-            accept(local.clone(), listener, inbound::plaintext);
+            accept(local.clone(), Door::Plaintext, listener, inbound::plaintext);
         }
         for listener in capture.mesh {
-            accept(local.clone(), listener, inbound::mesh);
+            accept(local.clone(), Door::Mesh, listener, inbound::mesh);
         }
         let identity = local.clone().follow_identity();
         local
@@ -283,14 +307,11 @@ impl Proxy {
     }
 
     /// Waits for SIGTERM, SIGINT or POST /shutdown, then closes all listeners and
-    /// lets what is open finish within the drain time-out. Returns how many
-    /// connections were cut at its end.
+    /// lets what is open finish within the drain time-out, or until a second signal.
+    /// Returns how many connections were cut at its end.
     pub async fn run_until_shutdown(self) -> usize {
-        let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be handled");
-        let mut interrupt = signal(SignalKind::interrupt()).expect("SIGINT can be handled");
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            () = told_to_end() => {}
             () = self.0.shutdown.notified() => {}
         }
         let timeout = *self.0.drain_timeout.lock();
@@ -308,14 +329,23 @@ impl Proxy {
                 }
             }
         };
-        let cut = match tokio::time::timeout(timeout, drained).await {
-            Ok(()) => {
+        let told_again = async {
+            tokio::time::sleep(SAME_WISH).await;
+            told_to_end().await;
+        };
+        let why = tokio::select! {
+            () = drained => None,
+            () = tokio::time::sleep(timeout) => Some("drain time-out"),
+            () = told_again => Some("a second signal"),
+        };
+        let cut = match why {
+            None => {
                 tracing::info!("drained");
                 0
             }
-            Err(_) => {
+            Some(why) => {
                 let left = self.open_connections();
-                tracing::warn!(left, "drain time-out: connections are cut");
+                tracing::warn!(left, "{why}: connections are cut");
                 left
             }
         };
@@ -323,6 +353,16 @@ impl Proxy {
             local.cancel.cancel();
         }
         cut
+    }
+}
+
+/// From now on, by a signal.
+async fn told_to_end() {
+    let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be handled");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("SIGINT can be handled");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
 }
 
@@ -354,14 +394,34 @@ impl Workload {
         {
             locals.remove(&local.name);
             local.shared.metrics.forget_workload(&local.name);
+            local.shared.connections.forget(&local.name);
         }
         local.shared.metrics.workloads(locals.len());
     }
 }
 
-/// Accepts until the workload drains, and runs `story` for each connection.
+/// Which listener it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Door {
+    Outbound,
+    Plaintext,
+    Mesh,
+}
+
+impl Door {
+    const fn direction(self) -> Direction {
+        match self {
+            Self::Outbound => Direction::Outbound,
+            Self::Plaintext | Self::Mesh => Direction::Inbound,
+        }
+    }
+}
+
+/// Accepts until the workload drains, and runs `story` for each connection. While the
+/// workload may have no more of them, they wait in the listener's queue.
 fn accept<F>(
     local: Arc<Local>,
+    door: Door,
     listener: TcpListener,
     story: impl Fn(Arc<Local>, TcpStream, SocketAddr) -> F + Send + 'static,
 ) where
@@ -369,12 +429,19 @@ fn accept<F>(
 {
     let tasks = local.tasks.clone();
     let open = local.shared.listeners.token();
-    tasks.spawn(async move {
+    let direction = door.direction();
+    let share = local.tenant.share().clone();
+    tasks.spawn(share.of(async move {
         let mut accepting = local.shared.accepting.subscribe();
         loop {
             let accept = async {
                 // The sender is in `shared`, as long as anything.
                 let _ = accepting.wait_for(|accepting| *accepting).await;
+                local.tenant.share().pause().await;
+                local.tenant.room(direction).await;
+                if door == Door::Mesh {
+                    local.tenant.handshake(direction).await;
+                }
                 listener.accept().await
             };
             let accepted = tokio::select! {
@@ -386,7 +453,12 @@ fn accept<F>(
                 Ok((stream, client)) => {
                     let _ = stream.set_nodelay(true);
                     let client = crate::capture::canonical(client);
+                    let place = local.tenant.connection(direction);
                     let connection = story(local.clone(), stream, client);
+                    let connection = local.tenant.share().of(async move {
+                        connection.await;
+                        drop(place);
+                    });
                     let cancel = local.cancel.clone();
                     local
                         .tasks
@@ -401,7 +473,7 @@ fn accept<F>(
         }
         drop(listener);
         drop(open);
-    });
+    }));
 }
 
 /// The client was gone before it was accepted.

@@ -50,6 +50,16 @@ impl Mesh {
         pods: impl IntoIterator<Item = PodSpec>,
         services: impl IntoIterator<Item = ServiceSpec>,
     ) -> Option<Self> {
+        Self::start_with(placement, &[], pods, services)
+    }
+
+    /// With these further arguments for every proxy.
+    pub fn start_with(
+        placement: Placement,
+        proxy_args: &[&str],
+        pods: impl IntoIterator<Item = PodSpec>,
+        services: impl IntoIterator<Item = ServiceSpec>,
+    ) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             // Not eprintln, whose output a test that passes does not show.
             let why = "skipped: needs root, for namespaces, nftables and eBPF";
@@ -60,6 +70,9 @@ impl Mesh {
         let mut builder = NetnsCluster::builder(placement).pods(pods);
         for service in services {
             builder = builder.service(service);
+        }
+        for arg in proxy_args {
+            builder = builder.proxy_arg(*arg);
         }
         if let Some(logs) = std::env::var_os("DUET_TEST_LOGS") {
             let binary = std::env::current_exe().unwrap();

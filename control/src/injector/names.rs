@@ -39,6 +39,9 @@ pub const OPAQUE_PORTS: &str = "duet.dev/opaque-ports";
 /// Annotation of a pod alone: "requestsPerSecond=100, burst=200, inFlight=50".
 /// duet-control tells the proxies.
 pub const LIMITS: &str = "duet.dev/limits";
+/// Annotation of a pod alone: "connections=1000, requestsPerSecond=100, weight=2": what it
+/// wants of an agent that it shares. duet-control tells the proxies.
+pub const BUDGETS: &str = "duet.dev/budgets";
 /// Annotation of a namespace alone: the namespaces that its workloads hear of
 /// beside their own.
 pub const REACH: &str = "duet.dev/reach";
@@ -82,7 +85,7 @@ pub const HEALTH_PORT: u16 = 15021;
 /// What our names begin with.
 pub const PREFIX: &str = "duet.dev/";
 /// Every annotation that may stand on a pod, for finding those that are misspelt.
-pub const OF_PODS: [&str; 15] = [
+pub const OF_PODS: [&str; 17] = [
     PLACEMENT,
     EXCLUDE_OUTBOUND_PORTS,
     EXCLUDE_INBOUND_PORTS,
@@ -98,6 +101,8 @@ pub const OF_PODS: [&str; 15] = [
     REDIRECT,
     SIDECAR_KIND,
     OPAQUE_PORTS,
+    LIMITS,
+    BUDGETS,
 ];
 /// Those of them that only a sidecar heeds.
 pub const OF_SIDECARS: [&str; 12] = [

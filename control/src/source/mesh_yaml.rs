@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_saphyr::{Error, Spanned};
 use std::collections::HashMap;
 use std::net::IpAddr;
-use traffic::{AccrualEntry, BudgetEntry, LimitsEntry, RetryEntry, TimeoutsEntry};
+use traffic::{AccrualEntry, BudgetEntry, BudgetsEntry, LimitsEntry, RetryEntry, TimeoutsEntry};
 
 /// Trust domain of a file that names none.
 pub const DEFAULT_TRUST_DOMAIN: &str = "duet.local";
@@ -101,6 +101,7 @@ struct WorkloadEntry {
     #[serde(default)]
     probes: Vec<ProbeEntry>,
     limits: Option<LimitsEntry>,
+    budgets: Option<BudgetsEntry>,
 }
 
 #[derive(Deserialize)]
@@ -253,6 +254,7 @@ impl Reading {
             opaque_ports,
             probes: self.probes(&format!("{field}.probes"), &entry.probes),
             limits: self.limits(&format!("{field}.limits"), entry.limits.as_ref()),
+            budgets: self.budgets(&format!("{field}.budgets"), entry.budgets.as_ref()),
             ..Workload::default()
         }
     }

@@ -592,6 +592,30 @@ fn limits_are_read_or_refused() {
 }
 
 #[test]
+fn budgets_are_read_or_refused() {
+    let with = |said: &str| {
+        let from = "    mtls: strict\n";
+        GOOD.replacen(from, &format!("{from}    budgets: {said}\n"), 1)
+    };
+    let said = "{ connections: 100, requestsPerSecond: 50, bufferMiB: 16, weight: 2 }";
+    let state = parse("mesh.yaml", &with(said)).unwrap();
+    let budgets = state.workloads["default/web-0"].budgets.unwrap();
+    assert_eq!(
+        (budgets.connections, budgets.requests_per_second),
+        (100, 50)
+    );
+    assert_eq!((budgets.buffer_mib, budgets.weight), (16, 2));
+    for (said, told) in [
+        ("{ weight: 101 }", "from 1 to 100"),
+        ("{ connections: few }", "budgets.connections"),
+        ("{ cpu: 5 }", "unknown field `cpu`"),
+    ] {
+        let problem = refused(&with(said));
+        assert!(problem.contains(told), "{said}: {problem}");
+    }
+}
+
+#[test]
 fn the_example_is_a_mesh() {
     let example = include_str!("../../../deploy/local/mesh.yaml");
     let state = parse("mesh.yaml", example).unwrap();

@@ -22,11 +22,15 @@ pub struct Body {
     held: Option<Box<dyn Send>>,
     admitted: Option<Box<Admitted>>,
     on_end: Option<OnEnd>,
+    /// The first piece is the end already, for `on_end`.
+    tells_begin: bool,
     deadline: Option<Box<Deadline>>,
 }
 
-/// How a body ended.
+/// How a body ended, or that it has begun to come.
 pub enum End<'a> {
+    /// There is a first piece.
+    Begun,
     /// With these trailers, if any.
     Whole(Option<&'a http::HeaderMap>),
     Failed,
@@ -99,6 +103,12 @@ impl Body {
         self
     }
 
+    /// Tells that it has begun, or how it ended if it never did.
+    pub fn on_begin(mut self, tell: impl FnOnce(End<'_>) + Send + 'static) -> Self {
+        self.tells_begin = true;
+        self.on_end(tell)
+    }
+
     fn poll_in_time(&mut self, cx: &mut Context<'_>) -> Polled {
         // A client that is slower than the server finds the next piece always there.
         if let Some(deadline) = &mut self.deadline
@@ -127,6 +137,7 @@ impl Body {
             Some(Err(_)) => End::Failed,
             Some(Ok(frame)) => match frame.trailers_ref() {
                 Some(trailers) => End::Whole(Some(trailers)),
+                None if self.tells_begin => End::Begun,
                 None => return,
             },
         };
@@ -175,6 +186,7 @@ impl From<Source> for Body {
             held: None,
             admitted: None,
             on_end: None,
+            tells_begin: false,
             deadline: None,
         }
     }
@@ -219,6 +231,7 @@ impl http_body::Body for Body {
                 if frame.is_none() {
                     this.held = None;
                     this.admitted = None;
+                    this.deadline = None;
                 }
                 Poll::Ready(frame)
             }

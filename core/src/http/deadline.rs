@@ -2,6 +2,7 @@
 
 use super::body::Polled;
 use super::classify::GRPC_DEADLINE_EXCEEDED;
+use super::stall;
 use http::{HeaderMap, HeaderValue};
 use http_body::Frame;
 use std::error::Error;
@@ -73,6 +74,7 @@ impl Deadline {
         grpc: bool,
         tell: impl FnOnce(Timeout) + Send + 'static,
     ) -> Option<Self> {
+        stall::until(whole.map(|(at, _)| at));
         (whole.is_some() || idle.is_some()).then(|| Self {
             whole: whole.map(|(at, which)| (Box::pin(sleep_until(at)), which)),
             idle: idle.map(|idle| (Box::pin(sleep_until(Instant::now() + idle)), idle)),
@@ -131,6 +133,19 @@ impl Deadline {
     /// Whether it is the client's own patience that may end first.
     pub fn is_clients(&self) -> bool {
         matches!(self.whole, Some((_, Timeout::Client)))
+    }
+}
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        stall::until(None);
+        // Nobody asked for the next piece until it was too late.
+        if let Some((sleep, which)) = &self.whole
+            && sleep.deadline() <= Instant::now()
+            && let Some(tell) = self.tell.take()
+        {
+            tell(*which);
+        }
     }
 }
 
@@ -201,6 +216,23 @@ mod tests {
         let body = body.collect().await.unwrap().to_bytes();
         assert_eq!(&*body, [0, 1, 2, 3, 4]);
         assert_eq!(*told.lock().unwrap(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_the_beginning_is_told_of_it_and_not_of_the_end() {
+        let told = Arc::<Mutex<Vec<bool>>>::default();
+        for (pieces, begun) in [(3, true), (0, false)] {
+            let tell = {
+                let told = told.clone();
+                move |end: crate::http::End<'_>| {
+                    let begun = matches!(end, crate::http::End::Begun);
+                    told.lock().unwrap().push(begun);
+                }
+            };
+            let (body, _) = slow(pieces, Some(SECOND * 60), None, true);
+            body.on_begin(tell).collect().await.unwrap();
+            assert_eq!(std::mem::take(&mut *told.lock().unwrap()), [begun]);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ mod headers;
 pub mod limits;
 mod replay;
 mod serve;
+mod stall;
 mod synthesize;
 
 pub use body::{Body, End};

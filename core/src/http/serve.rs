@@ -2,12 +2,14 @@
 
 use super::Body;
 use super::limits::{CONNECTION_WINDOW, MAX_STREAMS, STREAM_WINDOW};
+use super::stall::Carrier;
 use crate::detect::Protocol;
+use crate::tenancy::{Share, Tenant};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::pin::pin;
 use std::time::Duration;
@@ -19,10 +21,24 @@ use tokio_util::sync::CancellationToken;
 /// requests into connections that are being closed: Envoy allows 1 h too.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
+/// Runs a connection's streams, at the expense of whose connection it is.
+#[derive(Clone)]
+struct Streams(Share);
+
+impl<F> hyper::rt::Executor<F> for Streams
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        tokio::spawn(self.0.of(Carrier::new(stream)));
+    }
+}
+
 pub async fn serve<S, H, F>(
     io: S,
     protocol: Protocol,
     drain: &CancellationToken,
+    tenant: &Tenant,
     handle: H,
 ) -> hyper::Result<()>
 where
@@ -36,12 +52,13 @@ where
     });
     let io = TokioIo::new(io);
     if protocol == Protocol::Http2 {
-        let connection = http2::Builder::new(TokioExecutor::new())
+        let window = tenant.window(CONNECTION_WINDOW);
+        let connection = http2::Builder::new(Streams(tenant.share().clone()))
             .timer(TokioTimer::new())
             .auto_date_header(false)
             .max_concurrent_streams(MAX_STREAMS)
             .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_connection_window_size(window.bytes())
             .serve_connection(io, service);
         let mut connection = pin!(connection);
         tokio::select! {
@@ -62,15 +79,19 @@ where
             .header_read_timeout(HEADER_TIMEOUT)
             .serve_connection(io, service)
             .with_upgrades();
-        let mut connection = pin!(connection);
-        tokio::select! {
-            // First: one that has only just begun is not idle, it has asked already.
-            biased;
-            ended = connection.as_mut() => ended,
-            () = drain.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        let carried = async {
+            let mut connection = pin!(connection);
+            tokio::select! {
+                // First: one that has only just begun is not idle, it has asked already.
+                biased;
+                ended = connection.as_mut() => ended,
+                () = drain.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
             }
-        }
+        };
+        // Of one that is cut, the deadline tells.
+        Carrier::new(carried).await.unwrap_or(Ok(()))
     }
 }

@@ -16,7 +16,7 @@ use std::time::Instant;
 impl Outbound {
     pub(super) async fn request(
         self: Arc<Self>,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         protocol: Protocol,
     ) -> Response<Body> {
         let started = Instant::now();
@@ -26,11 +26,16 @@ impl Outbound {
         let log = &local.shared.log;
         let mut line = log.is_on().then(|| self.line(&request, protocol));
         let grpc = message::is_grpc(&request);
+        let tracer = local.shared.tracer.as_ref();
+        let span = tracer.and_then(|it| it.begin(DIRECTION, &local.name, &mut request, true));
 
-        let answered = match self.destination.traffic() {
-            None => self.forward(&self.destination, request).await,
-            // Boxed, so that what hardly any request needs makes none of them larger.
-            Some(traffic) => Box::pin(self.routed(&traffic, request, grpc)).await,
+        let answered = match local.tenant.request(DIRECTION).await {
+            Ok(()) => match self.destination.traffic() {
+                None => self.forward(&self.destination, request).await,
+                // Boxed, so that what hardly any request needs makes none of them larger.
+                Some(traffic) => Box::pin(self.routed(&traffic, request, grpc)).await,
+            },
+            Err(refused) => Err(refused),
         };
         let (mut response, peer, flight) = match answered {
             Ok((response, Some((flight, target)))) => {
@@ -48,12 +53,16 @@ impl Outbound {
             }
         };
         message::response(&mut response, version);
+        let span = span.map(|span| (span, peer.clone()));
         let meters = local.meters(DIRECTION, peer);
         let status = response.status();
         let log = log.clone();
         let ended = at_end(move || {
             drop(flight);
             meters.response(status, started.elapsed());
+            if let Some((span, peer)) = span {
+                span.end(status, &peer, started.elapsed());
+            }
             if let Some(line) = line {
                 log.request(&line, status, started.elapsed());
             }
@@ -174,7 +183,13 @@ pub(super) fn judge(
                 message::Verdict::Failed => flight.judged(false),
                 message::Verdict::InTrailers => {
                     let told = in_trailers(flight.verdict());
-                    return sent.map(|response| response.map(|body| body.on_end(told)));
+                    // A stream may go on for hours; who waits for its first message has
+                    // seen enough to end a probation.
+                    let attach = match flight.is_probe() {
+                        true => Body::on_begin,
+                        false => Body::on_end,
+                    };
+                    return sent.map(|response| response.map(|body| attach(body, told)));
                 }
             }
         }
@@ -186,6 +201,7 @@ pub(super) fn judge(
 fn in_trailers(verdict: balance::Verdict) -> impl FnOnce(message::End<'_>) {
     move |end| {
         let failed = match end {
+            message::End::Begun => false,
             message::End::Failed => true,
             message::End::Whole(trailers) => {
                 let status = trailers.and_then(message::grpc_status);

@@ -14,6 +14,7 @@ use crate::upstream::Target;
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use serde::Serialize;
+use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -24,7 +25,7 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What a connection is between.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// A client's own connection, as its application opened it.
@@ -53,6 +54,20 @@ pub struct Connections {
     live: DashMap<u64, Arc<Connection>>,
     /// Of those, the ones that an application has an end of.
     applications: AtomicUsize,
+    /// What those carried that have ended.
+    ended: DashMap<Whose, Bytes>,
+}
+
+/// A workload's connections of one direction and kind.
+type Whose = (WorkloadName, Direction, Kind);
+
+/// What connections have carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bytes {
+    /// By clients.
+    pub sent: u64,
+    /// By servers.
+    pub received: u64,
 }
 
 /// What is known of a connection when it is opened.
@@ -190,6 +205,21 @@ impl Connections {
         self.applications.load(Ordering::Relaxed)
     }
 
+    /// What they have carried, those that have ended included.
+    pub fn bytes(&self) -> HashMap<Whose, Bytes> {
+        let ended = self.ended.iter();
+        let mut all: HashMap<_, _> = ended.map(|one| (one.key().clone(), *one.value())).collect();
+        for connection in &self.live {
+            all.entry(connection.whose()).or_default().add(&connection);
+        }
+        all
+    }
+
+    /// What is told of a workload that is gone.
+    pub fn forget(&self, workload: &WorkloadName) {
+        self.ended.retain(|(of, ..), _| of != workload);
+    }
+
     /// The oldest `limit` that are wanted, and how many more there are.
     pub fn list(&self, wanted: &Wanted, limit: usize) -> (Vec<Listed>, usize) {
         let mut found: Vec<_> = self
@@ -221,9 +251,34 @@ impl Wanted {
     }
 }
 
+// === impl Kind ===
+
+impl Kind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Mesh => "mesh",
+            Self::Tunnel => "tunnel",
+        }
+    }
+}
+
+// === impl Bytes ===
+
+impl Bytes {
+    fn add(&mut self, connection: &Connection) {
+        self.sent += connection.sent.load(Ordering::Relaxed);
+        self.received += connection.received.load(Ordering::Relaxed);
+    }
+}
+
 // === impl Connection ===
 
 impl Connection {
+    fn whose(&self) -> Whose {
+        (self.workload.clone(), self.direction, self.kind)
+    }
+
     pub fn speaks(&self, protocol: Protocol) {
         let _ = self.protocol.set(protocol);
     }
@@ -318,7 +373,13 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        let whose = self.connection.whose();
         self.all.live.remove(&self.connection.id);
+        self.all
+            .ended
+            .entry(whose)
+            .or_default()
+            .add(&self.connection);
         if self.connection.kind != Kind::Mesh {
             self.all.applications.fetch_sub(1, Ordering::Relaxed);
         }

@@ -18,6 +18,9 @@ use prometheus::{
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// How a connection ended whose relaying nobody saw to its end.
+pub const CUT: &str = "cut";
+
 /// Pairs of local workload and peer that have series of their own.
 const MAX_SERIES: usize = 10_000;
 
@@ -477,7 +480,7 @@ impl Meters {
                 .responses
                 .remove_label_values(&self.with(status.as_str()));
         }
-        for reason in ["done", "client", "server", "revoked"] {
+        for reason in ["done", "client", "server", "revoked", CUT] {
             let _ = metrics.closed.remove_label_values(&self.with(reason));
         }
     }

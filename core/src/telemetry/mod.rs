@@ -1,4 +1,4 @@
-//! What a proxy tells of itself: metrics, the access log, a live tap, and the
+//! What a proxy tells of itself: metrics, the access log, traces, a live tap, and the
 //! connections that are open.
 
 mod access_log;
@@ -7,11 +7,17 @@ mod endpoints;
 mod labelled;
 mod metrics;
 pub mod tap;
+mod threads;
+pub mod trace;
+mod workloads;
 
 pub use access_log::{AccessLog, ConnectionLine, RequestLine};
 pub use connections::Connections;
 pub use endpoints::expose_endpoints;
-pub use metrics::{Failure, Meters, Metrics, Peer};
+pub use metrics::{CUT, Failure, Meters, Metrics, Peer};
+pub use threads::expose_threads;
+pub use trace::Tracer;
+pub use workloads::expose_workloads;
 
 /// Runs `f` when dropped: what is to be told when something is over.
 pub(crate) fn at_end<F: FnOnce()>(f: F) -> impl Drop + use<F> {

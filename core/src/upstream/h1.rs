@@ -1,6 +1,6 @@
 //! Idle HTTP/1.1 connections to one target, the most recently used first.
 
-use super::{Io, UpstreamError};
+use super::{Driver, Io, UpstreamError};
 use crate::http::Body;
 use http::{Request, Response};
 use hyper::client::conn::http1::{self, SendRequest};
@@ -8,7 +8,6 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio_util::sync::CancellationToken;
 
 /// More connections than this are closed rather than kept.
 const MAX_IDLE: usize = 64;
@@ -97,15 +96,12 @@ impl Idle {
     }
 }
 
-/// A connection over `io`, driven until its last handle goes or `cancel` ends it.
-pub async fn connect(
-    io: Box<dyn Io>,
-    cancel: &CancellationToken,
-) -> Result<SendRequest<Body>, UpstreamError> {
+/// A connection over `io`, driven until its last handle goes or it is cut.
+pub async fn connect(io: Box<dyn Io>, driver: &Driver) -> Result<SendRequest<Body>, UpstreamError> {
     let (sender, connection) = http1::handshake(TokioIo::new(io))
         .await
         .map_err(UpstreamError::http)?;
-    tokio::spawn(cancel.clone().run_until_cancelled_owned(connection));
+    driver.drive(connection);
     Ok(sender)
 }
 

@@ -1,9 +1,10 @@
 //! HTTP/2 connections, shared by all that go the same way.
 
-use super::{Tunnel, UpstreamError};
+use super::{Driver, Tunnel, UpstreamError};
 use crate::http::Body;
 use crate::http::limits::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
 use crate::identity::Standing;
+use crate::tenancy::Tenant;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Request, Response, StatusCode};
@@ -15,7 +16,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
-use tokio_util::sync::CancellationToken;
 
 /// A peer's proxy that was asked for a tunnel must have connected, or have given up,
 /// by then.
@@ -113,6 +113,7 @@ struct State {
     open: AtomicUsize,
     /// Over mTLS: whether what was checked when it was made is still true.
     standing: Option<Standing>,
+    tenant: Tenant,
 }
 
 impl Connection {
@@ -120,15 +121,16 @@ impl Connection {
         io: S,
         address: SocketAddr,
         standing: Option<Standing>,
-        cancel: CancellationToken,
+        driver: Driver,
     ) -> Result<Self, UpstreamError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let window = driver.tenant.window(CONNECTION_WINDOW);
         let (sender, connection) = h2::client::Builder::new()
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_connection_window_size(window.bytes())
             .max_send_buffer_size(SEND_BUFFER)
             .handshake::<_, Bytes>(io)
             .await
@@ -138,13 +140,16 @@ impl Connection {
             closed: AtomicBool::new(false),
             open: AtomicUsize::new(0),
             standing,
+            tenant: driver.tenant.clone(),
         });
         let ended = state.clone();
+        let connection = driver.tenant.share().of(connection);
         tokio::spawn(async move {
-            if let Some(Err(error)) = cancel.run_until_cancelled(connection).await {
+            if let Some(Err(error)) = driver.cancel.run_until_cancelled(connection).await {
                 tracing::debug!(%address, %error, "connection ended");
             }
             ended.closed.store(true, Ordering::Release);
+            drop(window);
         });
         Ok(Self { sender, state })
     }
@@ -211,11 +216,11 @@ impl Stream {
         };
         let mut upload = AbortOnDrop(None);
         if !bodiless {
-            let sending = tokio::spawn(async move {
+            let sending = tokio::spawn(slot.0.tenant.share().of(async move {
                 if let Err(error) = super::tunnel::send_body(body, stream).await {
                     tracing::debug!(%error, "request body");
                 }
-            });
+            }));
             upload.0 = Some(sending.abort_handle());
         }
         let response = match response.await {
@@ -334,7 +339,7 @@ mod tests {
                 held.push((request, respond.send_response(response, false).unwrap()));
             }
         });
-        Connection::establish(near, address(), None, CancellationToken::new()).await
+        Connection::establish(near, address(), None, Driver::default()).await
     }
 
     async fn tunnel(shared: &Shared, status: StatusCode) -> Result<Tunnel, UpstreamError> {

@@ -19,6 +19,7 @@ use crate::identity::{Certificate, Identity, explain_handshake, unexpected_peer}
 use crate::relay::Abort;
 use crate::telemetry::connections::{self, Kind, Opened};
 use crate::telemetry::{Connections, Failure};
+use crate::tenancy::Tenant;
 use ::http::{Request, Response, StatusCode, Version};
 use dashmap::DashMap;
 use http_body::Body as _;
@@ -209,6 +210,14 @@ pub struct Upstreams {
     cancel: CancellationToken,
     /// What a drain waits for.
     tasks: TaskTracker,
+    tenant: Tenant,
+}
+
+/// Runs connections at their workload's expense, until they end or are cut.
+#[derive(Clone, Default)]
+pub struct Driver {
+    cancel: CancellationToken,
+    tenant: Tenant,
 }
 
 /// Where one HTTP request can be sent now.
@@ -225,6 +234,7 @@ impl Upstreams {
         connect_timeout: Duration,
         cancel: CancellationToken,
         tasks: TaskTracker,
+        tenant: Tenant,
     ) -> Self {
         let (h1, h2) = (Arc::default(), Arc::default());
         let sweep = sweep(Arc::clone(&h1), Arc::clone(&h2));
@@ -238,6 +248,7 @@ impl Upstreams {
             h2,
             cancel,
             tasks,
+            tenant,
         }
     }
 
@@ -299,7 +310,7 @@ impl Upstreams {
                 let shared = get_or_default(&self.h2, (target.address, None));
                 let connect = async || {
                     let tcp = self.tcp(target.address).await?;
-                    h2::Connection::establish(tcp, target.address, None, self.cancel.clone()).await
+                    h2::Connection::establish(tcp, target.address, None, self.driver()).await
                 };
                 Ok(Place::Http2(shared.get(connect).await?))
             }
@@ -307,7 +318,7 @@ impl Upstreams {
                 // A peer that only has tunnels: HTTP/2 inside one, for this request.
                 let tunnel = self.open(target, false, certificate).await?;
                 let connection =
-                    h2::Connection::establish(tunnel, target.address, None, self.cancel.clone());
+                    h2::Connection::establish(tunnel, target.address, None, self.driver());
                 Ok(Place::Http2(connection.await?.first()?))
             }
             _ => {
@@ -356,7 +367,7 @@ impl Upstreams {
         certificate: impl AsyncFnOnce() -> Result<Arc<Certificate>, UpstreamError>,
     ) -> Result<SendRequest<Body>, UpstreamError> {
         let io = self.open(target, true, certificate).await?;
-        h1::connect(io, &self.cancel).await
+        h1::connect(io, &self.driver()).await
     }
 
     /// Sends a request that wants to leave HTTP on a connection of its own, and
@@ -370,8 +381,7 @@ impl Upstreams {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))
             .await
             .map_err(UpstreamError::http)?;
-        let connection = connection.with_upgrades();
-        tokio::spawn(self.cancel.clone().run_until_cancelled_owned(connection));
+        self.driver().drive(connection.with_upgrades());
 
         let client = hyper::upgrade::on(&mut request);
         let mut response = sender
@@ -393,6 +403,7 @@ impl Upstreams {
             }
         };
         // It has left HTTP, but it is still a connection that a drain waits for.
+        let joined = self.tenant.share().of(joined);
         self.tasks
             .spawn(self.cancel.clone().run_until_cancelled_owned(joined));
         Ok(response.map(|_| Body::empty()))
@@ -412,6 +423,7 @@ impl Upstreams {
             let tls = certificate
                 .client(peer.clone())
                 .map_err(|error| UpstreamError::handshake(address, error))?;
+            self.tenant.handshake(Direction::Outbound).await;
             let tcp = self.tcp(address).await?;
             watch_peer(&tcp);
             let own = tcp.local_addr();
@@ -441,9 +453,16 @@ impl Upstreams {
             listed.between(Some(peer), connections::Transport::Mtls);
             listed.speaks(Protocol::Http2);
             let stream = entry.server(stream);
-            h2::Connection::establish(stream, address, Some(standing), self.cancel.clone()).await
+            h2::Connection::establish(stream, address, Some(standing), self.driver()).await
         };
         shared.get(connect).await
+    }
+
+    fn driver(&self) -> Driver {
+        Driver {
+            cancel: self.cancel.clone(),
+            tenant: self.tenant.clone(),
+        }
     }
 
     async fn tcp(&self, address: SocketAddr) -> Result<TcpStream, UpstreamError> {
@@ -458,6 +477,18 @@ impl Upstreams {
             .map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         Ok(stream)
+    }
+}
+
+// === impl Driver ===
+
+impl Driver {
+    fn drive<F>(&self, connection: F)
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let connection = self.tenant.share().of(connection);
+        tokio::spawn(self.cancel.clone().run_until_cancelled_owned(connection));
     }
 }
 

@@ -9,7 +9,7 @@ use super::namespace::{Mode, Namespace, mtls};
 use super::probes;
 use super::traffic;
 use crate::injector::names;
-use duet_core::api::{Limits, MeshProtocol, Mtls, Placement, Probe, Workload};
+use duet_core::api::{Budgets, Limits, MeshProtocol, Mtls, Placement, Probe, Workload};
 use k8s_openapi::api::core::v1 as core;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -36,6 +36,7 @@ pub struct Pod {
     opaque_ports: Box<[u32]>,
     probes: Box<[Probe]>,
     limits: Option<Limits>,
+    budgets: Option<Budgets>,
     pub labels: BTreeMap<String, String>,
     pub complaints: Complaints,
 }
@@ -130,6 +131,7 @@ impl Pod {
                 .into(),
             probes: probes.into(),
             limits: traffic::limits(&annotations, &mut complaints),
+            budgets: traffic::budgets(&annotations, &mut complaints),
             labels,
             complaints,
         }
@@ -191,6 +193,7 @@ impl Pod {
             placement: placement.into(),
             probes: self.probes.to_vec(),
             limits: self.limits,
+            budgets: self.budgets,
             ..Workload::default()
         })
     }

@@ -6,7 +6,7 @@
 use super::complaint::Complaints;
 use crate::injector::names;
 use crate::traffic;
-use duet_core::api::{FailureAccrual, Limits, Retry, RetryBudget, Timeouts};
+use duet_core::api::{Budgets, FailureAccrual, Limits, Retry, RetryBudget, Timeouts};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -101,6 +101,36 @@ pub fn limits(
         Ok(())
     });
     Some(limits)
+}
+
+/// What a pod's annotations say that it wants of an agent.
+pub fn budgets(
+    annotations: &BTreeMap<String, String>,
+    complaints: &mut Complaints,
+) -> Option<Budgets> {
+    let said = annotations.get(names::BUDGETS)?;
+    let mut budgets = Budgets::default();
+    words(names::BUDGETS, said, complaints, |word, value| {
+        let (into, most) = match word {
+            "connections" => (&mut budgets.connections, traffic::MAX_LIMIT),
+            "handshakesPerSecond" => (&mut budgets.handshakes_per_second, traffic::MAX_LIMIT),
+            "requestsPerSecond" => (&mut budgets.requests_per_second, traffic::MAX_LIMIT),
+            "bufferMiB" => (&mut budgets.buffer_mib, traffic::MAX_BUFFER_MIB),
+            "weight" => (&mut budgets.weight, traffic::MAX_WEIGHT),
+            _ => {
+                return Err(unknown(&[
+                    "connections",
+                    "handshakesPerSecond",
+                    "requestsPerSecond",
+                    "bufferMiB",
+                    "weight",
+                ]));
+            }
+        };
+        *into = traffic::number(value, 1..=most)?;
+        Ok(())
+    });
+    Some(budgets)
 }
 
 fn retry_word(retry: &mut Retry, word: &str, value: &str) -> Result<(), String> {
@@ -214,6 +244,27 @@ mod tests {
         assert_eq!(limits, Some(expected));
         assert!(complaints.is_empty());
         for wrong in ["inFlight=0", "inflight=1", "burst=x"] {
+            assert!(!said(wrong).1.is_empty(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn budgets_are_read_or_complained_of() {
+        let said = |text: &str| {
+            let mut complaints = Complaints::default();
+            let annotations = BTreeMap::from([(names::BUDGETS.to_owned(), text.to_owned())]);
+            (budgets(&annotations, &mut complaints), complaints)
+        };
+        let (budgets, complaints) = said("connections=1000, weight=2,bufferMiB=16");
+        let expected = Budgets {
+            connections: 1000,
+            weight: 2,
+            buffer_mib: 16,
+            ..Budgets::default()
+        };
+        assert_eq!(budgets, Some(expected));
+        assert!(complaints.is_empty());
+        for wrong in ["weight=0", "weight=101", "cpu=2", "requestsPerSecond=-1"] {
             assert!(!said(wrong).1.is_empty(), "{wrong}");
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{Reading, Text};
 use crate::traffic;
-use duet_core::api::{FailureAccrual, Limits, Retry, RetryBudget, Timeouts};
+use duet_core::api::{Budgets, FailureAccrual, Limits, Retry, RetryBudget, Timeouts};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -52,6 +52,17 @@ pub(super) struct LimitsEntry {
     requests_per_second: Option<Text>,
     burst: Option<Text>,
     in_flight: Option<Text>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct BudgetsEntry {
+    connections: Option<Text>,
+    handshakes_per_second: Option<Text>,
+    requests_per_second: Option<Text>,
+    #[serde(rename = "bufferMiB")]
+    buffer_mib: Option<Text>,
+    weight: Option<Text>,
 }
 
 // === impl Reading ===
@@ -135,6 +146,26 @@ impl Reading {
             requests_per_second: number("requestsPerSecond", &entry.requests_per_second),
             burst: number("burst", &entry.burst),
             in_flight: number("inFlight", &entry.in_flight),
+        })
+    }
+
+    pub(super) fn budgets(&mut self, field: &str, entry: Option<&BudgetsEntry>) -> Option<Budgets> {
+        let entry = entry?;
+        let mut number = |name: &str, given: &Option<Text>, most| {
+            let read = |text: &str| traffic::number(text, 1..=most);
+            self.word(&format!("{field}.{name}"), given.as_ref(), read)
+        };
+        let most = traffic::MAX_LIMIT;
+        Some(Budgets {
+            connections: number("connections", &entry.connections, most),
+            handshakes_per_second: number(
+                "handshakesPerSecond",
+                &entry.handshakes_per_second,
+                most,
+            ),
+            requests_per_second: number("requestsPerSecond", &entry.requests_per_second, most),
+            buffer_mib: number("bufferMiB", &entry.buffer_mib, traffic::MAX_BUFFER_MIB),
+            weight: number("weight", &entry.weight, traffic::MAX_WEIGHT),
         })
     }
 
