@@ -31,10 +31,13 @@ const CUT: &str = "duet_agent_connections_cut_total{reason=\"handover\"}";
 /// How many handovers the first test makes, unless it is told otherwise.
 const ROUNDS: u32 = 6;
 
+/// What is open is not cut because a busy machine takes its time.
+const PATIENT: [&str; 2] = ["--handover-drain-timeout", "10s"];
+
 /// The next agent, once it has everything.
 fn next(world: &World, control: &Control, last: Agent, verb: &str) -> Agent {
     let count = last.metric(HANDOVERS);
-    let agent = Agent::launch(world, control, verb, &[]);
+    let agent = Agent::launch(world, control, verb, &PATIENT);
     eventually(|| agent.metric(HANDOVERS) == count + 1.0);
     let status = last.end();
     assert!(status.success(), "{status}: {}", log_of(world));
@@ -60,7 +63,7 @@ fn no_new_connection_fails_through_many_handovers() {
     test("no_new_connection_fails_through_many_handovers", |world| {
         let scene = Scene::new(world);
         let control = scene.discovery.control();
-        let agent = Agent::start_with(world, &control);
+        let agent = Agent::launch(world, &control, "run", &PATIENT);
         eventually(|| scene.is_served(&agent));
         let load = Load::default();
         let rounds = std::env::var("DUET_TEST_HANDOVERS");
