@@ -85,10 +85,32 @@ impl Layout {
             base: base.to_owned(),
             lock: Mutex::new(Some(lock)),
         };
-        for directory in [layout.maps(), layout.links(), layout.pods()] {
-            create(&directory)?;
-        }
+        layout.create()?;
         Ok(layout)
+    }
+
+    fn create(&self) -> Result<(), BpffsError> {
+        let directories = [self.maps(), self.links(), self.pods()];
+        directories
+            .iter()
+            .try_for_each(|directory| create(directory))
+    }
+
+    /// Makes the directories again, and the lock, where another file system is mounted
+    /// now, or none.
+    pub fn restore(&self) -> Result<(), BpffsError> {
+        let mut held = self.lock.lock();
+        // Another agent has it all.
+        if held.is_none() {
+            return Ok(());
+        }
+        if !is_bpffs(&self.base) {
+            mount_for(&self.base)?;
+        }
+        if !self.maps().exists() {
+            *held = Some(lock(&self.base)?);
+        }
+        self.create()
     }
 
     fn version(&self) -> PathBuf {
@@ -153,6 +175,11 @@ pub fn lock(base: &Path) -> Result<File, BpffsError> {
         }),
         Err(TryLockError::Error(error)) => Err(directory(error)),
     }
+}
+
+/// Whether an agent has it.
+pub fn is_taken(base: &Path) -> bool {
+    base.exists() && matches!(lock(base), Err(BpffsError::Taken { .. }))
 }
 
 fn create(directory: &Path) -> Result<(), BpffsError> {

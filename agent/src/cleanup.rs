@@ -37,7 +37,7 @@ pub fn cleanup(bpffs: &Path, socket: &Path) -> Result<Vec<String>, CleanupError>
                 let path = path.to_owned();
                 move |error| CleanupError::Remove { path, error }
             };
-            for version in entries(bpffs).map_err(at(bpffs))? {
+            for version in versions(bpffs).map_err(at(bpffs))? {
                 remove_version(&version, &mut removed)?;
             }
             fs::remove_dir(bpffs).or_else(|error| match error.kind() {
@@ -65,19 +65,14 @@ pub fn cleanup(bpffs: &Path, socket: &Path) -> Result<Vec<String>, CleanupError>
 }
 
 /// Links first: programs keep their maps, but nobody could tell what is in them.
-fn remove_version(version: &Path, removed: &mut Vec<String>) -> Result<(), CleanupError> {
+pub(crate) fn remove_version(
+    version: &Path,
+    removed: &mut Vec<String>,
+) -> Result<(), CleanupError> {
     let at = |path: &Path| {
         let path = path.to_owned();
         move |error| CleanupError::Remove { path, error }
     };
-    let is_ours = version
-        .file_name()
-        .and_then(|name| name.to_str())
-        .and_then(|name| name.strip_prefix('v'))
-        .is_some_and(|number| number.parse::<u32>().is_ok());
-    if !is_ours {
-        return Ok(());
-    }
     for (directory, kind) in [("links", "link"), ("pods", "pod link"), ("maps", "map")] {
         let directory = version.join(directory);
         for pin in entries(&directory).map_err(at(&directory))? {
@@ -96,6 +91,17 @@ fn remove_version(version: &Path, removed: &mut Vec<String>) -> Result<(), Clean
         }
     }
     fs::remove_dir(version).map_err(at(version))
+}
+
+/// The directories of this and of other versions.
+pub(crate) fn versions(bpffs: &Path) -> io::Result<Vec<PathBuf>> {
+    let is_version = |path: &PathBuf| {
+        path.file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.strip_prefix('v'))
+            .is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    Ok(entries(bpffs)?.into_iter().filter(is_version).collect())
 }
 
 fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {

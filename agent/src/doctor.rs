@@ -4,6 +4,7 @@ use crate::bpffs;
 use crate::cgroup::Cgroup;
 use crate::interception;
 use crate::netns;
+use crate::privilege;
 use duet_ebpf::names;
 use std::path::Path;
 
@@ -18,6 +19,7 @@ pub struct Finding {
 pub fn examine(bpffs: &Path, cgroup: Option<&Path>) -> Vec<Finding> {
     let mut findings = vec![
         finding("root", root()),
+        finding("capabilities", capabilities()),
         finding(
             "network namespace cookies (SO_NETNS_COOKIE, Linux 5.14)",
             netns::current_cookie()
@@ -52,6 +54,18 @@ fn root() -> Result<(), String> {
     match nix::unistd::geteuid().as_raw() {
         0 => Ok(()),
         uid => Err(format!("runs as uid {uid}: run it as root")),
+    }
+}
+
+fn capabilities() -> Result<(), String> {
+    let missing = privilege::missing().map_err(|error| error.to_string())?;
+    let missing: Vec<String> = missing
+        .iter()
+        .map(|one| format!("{}, without which it cannot {}", one.name, one.what))
+        .collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(missing.join("; ")),
     }
 }
 

@@ -339,9 +339,12 @@ impl Enrolment {
     ) -> Result<(), PodError> {
         let path = netns.path().display().to_string();
         let record = Record::of(&netns, name.clone(), uid);
-        let inherited = members.inherited.remove(&netns.cookie());
-        let inherited = inherited.unwrap_or_default();
+        let cookie = netns.cookie();
+        // Connections wait in them, so they are kept if this fails, for the next attempt.
+        let inherited = members.inherited.get(&cookie);
+        let inherited = inherited.map_or(&[][..], |inherited| &inherited.listeners);
         let (pod, capture) = Pod::enrol_with(inherited, &self.interception, netns, &record)?;
+        members.inherited.remove(&cookie);
         members.keep(&pod);
         let workload = self.proxy.add(name.clone(), capture);
         let certified = Arc::new(AtomicBool::new(false));
@@ -478,11 +481,32 @@ impl Enrolment {
         if !members.missing.is_empty() {
             self.take_up(&mut members);
         }
+        if let Err(why) = self.heal(&mut members) {
+            return Some(why.to_string());
+        }
         let programs = self.interception.verify().err();
         programs.or_else(|| {
             let mut pods = members.present.values();
             pods.find_map(|member| member.pod.verify().err())
         })
+    }
+
+    /// Whatever somebody has taken out of the kernel's way is put back.
+    fn heal(&self, members: &mut Members) -> Result<(), PodError> {
+        if self.interception.heal()? {
+            tracing::error!("the eBPF programs were no longer in effect: attached again");
+        }
+        for member in members.present.values_mut() {
+            if let Err(why) = member.pod.verify() {
+                member.pod.steer_again()?;
+                tracing::error!(why, "attached again");
+            }
+        }
+        let again = self.interception.pin_again()?;
+        if again > 0 {
+            tracing::error!(again, "links and maps were no longer pinned: pinned again");
+        }
+        Ok(())
     }
 }
 

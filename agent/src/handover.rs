@@ -4,7 +4,7 @@
 //! ```text
 //! successor                                        predecessor
 //!   has heard from duet-control
-//!   {"verb":"handover","version":1,…}          →
+//!   {"verb":"handover","version":2,…}          →
 //!                                              ←   {"ok":true}, or why not
 //!                                              ←   lock, api, doors, end
 //!   puts its programs into the links,
@@ -15,13 +15,16 @@
 //!                                              ←   cut: what was open at the end
 //! ```
 //!
+//! A predecessor answers in the version that it was asked in, if it knows it; a successor
+//! that is refused asks once more in the one before its own.
+//!
 //! Until `taken` the predecessor accepts as before, and has everything again if the
 //! successor ends. Between `taken` and `closed` connections wait in the listeners'
 //! queues. None is refused at any time.
 
 use crate::api::{self, ApiError, Request, Response};
 use crate::bpffs;
-use crate::passing::{self, Door, Inherited, VERSION};
+use crate::passing::{self, Door, Inherited, OLDEST, VERSION};
 use crate::tally::Tally;
 use duet_core::WorkloadName;
 use duet_ebpf::NetnsCookie;
@@ -29,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -107,9 +110,9 @@ pub struct Predecessor {
 pub struct Successor(UnixStream);
 
 /// A request for a handover: who asks, and what it understands.
-pub fn request(instance: Option<String>) -> Request {
+pub fn request(version: u32, instance: Option<String>) -> Request {
     Request::Handover {
-        version: VERSION,
+        version,
         layout: bpffs::VERSION.to_owned(),
         instance,
     }
@@ -132,6 +135,24 @@ impl Predecessor {
                 Ok(None)
             }
             Err(error) => Err(ApiError::Connect { path, error }.into()),
+        }
+    }
+
+    /// Is given everything, in this version or in the one before. It blocks, for as long
+    /// as the other takes.
+    pub fn succeed(self, instance: Option<&str>) -> Result<(Self, Estate), HandoverError> {
+        let request = |version| request(version, instance.map(str::to_owned));
+        let refused = match self.ask(&request(VERSION)) {
+            Err(refused @ HandoverError::Refused { .. }) => refused,
+            outcome => return outcome.map(|estate| (self, estate)),
+        };
+        let Some(again) = Self::find(&self.path)? else {
+            return Err(refused);
+        };
+        match again.ask(&request(OLDEST)) {
+            Ok(estate) => Ok((again, estate)),
+            // What was said of the version asked for first says more.
+            Err(_) => Err(refused),
         }
     }
 
@@ -177,7 +198,7 @@ impl Predecessor {
                 ToSuccessor::Lock => lock = Some(File::from(passing::only(files)?)),
                 ToSuccessor::Api => api = Some(passing::only(files)?),
                 ToSuccessor::Door(door) => {
-                    doors.insert(door.netns, passing::inherited(&door, files)?);
+                    doors.insert(door.netns, Inherited::behind(&door, files)?);
                 }
                 ToSuccessor::End {
                     served,
@@ -251,10 +272,12 @@ impl Predecessor {
 pub struct Given {
     pub lock: OwnedFd,
     pub api: OwnedFd,
-    pub doors: Vec<(Door, Vec<OwnedFd>)>,
+    pub doors: HashMap<NetnsCookie, Inherited>,
     pub served: BTreeSet<String>,
     pub tally: Tally,
     pub instance: Option<String>,
+    /// What the successor speaks.
+    pub version: u32,
 }
 
 impl Successor {
@@ -272,9 +295,9 @@ impl Successor {
         (&self.0).write_all(&ok)?;
         passing::send(&self.0, &ToSuccessor::Lock, &[given.lock.as_fd()])?;
         passing::send(&self.0, &ToSuccessor::Api, &[given.api.as_fd()])?;
-        for (door, listeners) in &given.doors {
-            let files: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
-            passing::send(&self.0, &ToSuccessor::Door(door.clone()), &files)?;
+        for (&netns, inherited) in &given.doors {
+            let (door, files) = inherited.door(netns, given.version);
+            passing::send(&self.0, &ToSuccessor::Door(door), &files)?;
         }
         let end = ToSuccessor::End {
             served: given.served.clone(),

@@ -2,12 +2,15 @@
 //!
 //! Links are pinned, so the programs stay when the agent goes, by whatever death:
 //! connections of enrolled namespaces are then refused. The next agent puts its own
-//! programs into the same links, each in one step, and finds the same maps.
+//! programs into the same links, each in one step, and finds the same maps. The agent
+//! has all of it open as well, so nothing is lost with the file system that it is pinned
+//! in; it is pinned again.
 
 use crate::bpffs::{BpffsError, Layout};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::maps::{self, Maps, MapsError, Targets};
-use crate::netns::Netns;
+use crate::migration::{self, MigrationError};
+use crate::netns::{FileId, Netns};
 use crate::sys::{self, AttachPoint, LinkTarget};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, Program, ProgramError, SkLookup};
@@ -17,8 +20,9 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What `ebpf/` gives; see its build.sh.
 pub static OBJECT: &[u8] =
@@ -41,6 +45,8 @@ pub enum InterceptionError {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Maps(#[from] MapsError),
+    #[error(transparent)]
+    Migration(#[from] MigrationError),
     #[error("cannot load the eBPF object: {0}; duet-agent doctor says what the kernel lacks")]
     Object(#[from] aya::EbpfError),
     #[error(
@@ -50,6 +56,8 @@ pub enum InterceptionError {
         program: &'static str,
         error: ProgramError,
     },
+    #[error("cannot pin or find what is pinned at {}: {error}", pin.display())]
+    Pin { pin: PathBuf, error: io::Error },
     #[error("cannot attach eBPF program {program} to {to}: {error}")]
     Attach {
         program: &'static str,
@@ -62,12 +70,14 @@ pub enum InterceptionError {
 pub struct Interception {
     layout: Layout,
     loader: Mutex<EbpfLoader<'static>>,
-    cgroup: Cgroup,
+    cgroup: Mutex<Arc<Cgroup>>,
     maps: Maps,
     /// As attached, by `ON_CGROUP`'s order.
     programs: Mutex<[u32; ON_CGROUP.len()]>,
     /// The instances of the one on namespaces.
     steering: Mutex<HashMap<NetnsCookie, u32>>,
+    /// What is pinned, by where.
+    held: Mutex<HashMap<PathBuf, OwnedFd>>,
 }
 
 /// What there was before.
@@ -102,23 +112,88 @@ impl Interception {
         let mut loader = loader(&layout);
         let mut object = load(&mut loader, 0)?;
         Maps::check(&object)?;
-        let programs = attach_all(&mut object, &layout, &cgroup)?;
         let maps = Maps::take(&mut object, targets)?;
-        Ok(Self {
+        migration::take_over(&layout, &maps)?;
+        let programs = attach_all(&mut object, &layout, &cgroup)?;
+        let new = Self {
             layout,
             loader: Mutex::new(loader),
-            cgroup,
+            cgroup: Mutex::new(Arc::new(cgroup)),
             maps,
             programs: Mutex::new(programs),
             steering: Mutex::default(),
-        })
+            held: Mutex::default(),
+        };
+        new.hold_all()?;
+        Ok(new)
     }
 
     /// Puts this agent's programs into the links again, after another's were there.
     pub fn reattach(&self) -> Result<(), InterceptionError> {
         let mut object = load(&mut self.loader.lock(), 0)?;
-        *self.programs.lock() = attach_all(&mut object, &self.layout, &self.cgroup)?;
+        *self.programs.lock() = attach_all(&mut object, &self.layout, &self.cgroup())?;
+        self.hold_all()
+    }
+
+    fn hold_all(&self) -> Result<(), InterceptionError> {
+        let links = ON_CGROUP.map(|(name, _)| self.layout.link(name));
+        let maps = maps::SIZES.map(|(name, _, _)| self.layout.map(name));
+        links
+            .into_iter()
+            .chain(maps)
+            .try_for_each(|pin| self.hold(pin))
+    }
+
+    fn hold(&self, pin: PathBuf) -> Result<(), InterceptionError> {
+        let object = sys::open_pinned(&pin).map_err(|error| InterceptionError::Pin {
+            pin: pin.clone(),
+            error,
+        })?;
+        self.held.lock().insert(pin, object);
         Ok(())
+    }
+
+    /// Pins again what is not where it was: the file system has been unmounted, or
+    /// somebody has removed it. Returns how much that was.
+    pub fn pin_again(&self) -> Result<usize, InterceptionError> {
+        let held = self.held.lock();
+        let is_lost = |pin: &&PathBuf| !pin.exists();
+        if !held.keys().any(|pin| is_lost(&pin)) {
+            return Ok(0);
+        }
+        self.layout.restore()?;
+        let mut again = 0;
+        for (pin, object) in held.iter().filter(|(pin, _)| is_lost(pin)) {
+            let failed = |error| InterceptionError::Pin {
+                pin: pin.clone(),
+                error,
+            };
+            sys::pin(object.as_fd(), pin).map_err(failed)?;
+            again += 1;
+        }
+        Ok(again)
+    }
+
+    /// Puts right what somebody has undone: programs detached, or the cgroup deleted and
+    /// made again. True if there was anything.
+    pub fn heal(&self) -> Result<bool, InterceptionError> {
+        let cgroup = self.cgroup();
+        let found = FileId::of(cgroup.path());
+        let is_another = found.is_ok_and(|found| found.inode != cgroup.id());
+        if is_another {
+            *self.cgroup.lock() = Arc::new(Cgroup::open(Some(cgroup.path()))?);
+        }
+        let is_amiss = is_another || self.verify().is_err();
+        if is_amiss {
+            self.reattach()?;
+        }
+        Ok(is_amiss)
+    }
+
+    /// Lets go of what another agent has from now on.
+    pub fn let_go(&self) {
+        self.layout.let_go();
+        self.held.lock().clear();
     }
 
     pub fn maps(&self) -> &Maps {
@@ -129,8 +204,8 @@ impl Interception {
         &self.layout
     }
 
-    pub fn cgroup(&self) -> &Cgroup {
-        &self.cgroup
+    pub fn cgroup(&self) -> Arc<Cgroup> {
+        self.cgroup.lock().clone()
     }
 
     /// Everything that runs on this agent's behalf: the kernel's number, and the name.
@@ -145,12 +220,10 @@ impl Interception {
     /// Whether the kernel still runs these very programs for the cgroup's
     /// processes. If not, says which is missing.
     pub fn verify(&self) -> Result<(), String> {
+        let cgroup = self.cgroup();
         for ((name, point), id) in ON_CGROUP.into_iter().zip(*self.programs.lock()) {
-            effective(self.cgroup.as_fd(), point, id).map_err(|why| {
-                format!(
-                    "eBPF program {name} on {}: {why}",
-                    self.cgroup.path().display()
-                )
+            effective(cgroup.as_fd(), point, id).map_err(|why| {
+                format!("eBPF program {name} on {}: {why}", cgroup.path().display())
             })?;
         }
         Ok(())
@@ -182,6 +255,7 @@ impl Interception {
                 .pin(&pin)
                 .map_err(|error| failed(error.into()))?;
         }
+        self.hold(pin.clone())?;
         self.steering.lock().insert(netns.cookie(), id);
         Ok(Steering { pin, program: id })
     }
@@ -203,8 +277,10 @@ impl Interception {
 
     /// Ends the steering of a namespace.
     pub fn release(&self, netns: NetnsCookie) -> io::Result<()> {
+        let pin = self.layout.pod(netns);
         self.steering.lock().remove(&netns);
-        unpin(&self.layout.pod(netns))
+        self.held.lock().remove(&pin);
+        unpin(&pin)
     }
 }
 

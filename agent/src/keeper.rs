@@ -104,7 +104,7 @@ impl Keeper {
             let received = passing::receive(&socket).map_err(KeeperError::NoSupervisor)?;
             let (frame, files) = received.ok_or(KeeperError::Gone)?;
             let taken = match frame {
-                ToProxy::Door(door) => passing::inherited(&door, files)
+                ToProxy::Door(door) => Inherited::behind(&door, files)
                     .map(|it| drop(left.doors.insert(door.netns, it))),
                 ToProxy::Api => passing::only(files).map(|it| left.api = Some(it)),
                 ToProxy::Begin { version, tally } if version == VERSION => {
@@ -118,8 +118,9 @@ impl Keeper {
         }
     }
 
-    pub fn keep(&self, door: Door, listeners: &[BorrowedFd<'_>]) -> io::Result<()> {
-        passing::send(&self.0.lock(), &ToSupervisor::Door(door), listeners)
+    pub fn keep(&self, netns: NetnsCookie, inherited: &Inherited) -> io::Result<()> {
+        let (door, files) = inherited.door(netns, VERSION);
+        passing::send(&self.0.lock(), &ToSupervisor::Door(door), &files)
     }
 
     pub fn keep_api(&self, listener: BorrowedFd<'_>) -> io::Result<()> {

@@ -6,16 +6,18 @@ use clap::{Args, Parser, Subcommand};
 use duet_agent::api::{self, Request};
 use duet_agent::cni::{self, Install, uninstall};
 use duet_agent::run::{self, Settings};
-use duet_agent::{cleanup, doctor, supervisor};
+use duet_agent::{cleanup, doctor, privilege, supervisor};
 use duet_core::{ProxyArgs, TenancyArgs, WorkloadName};
 use nix::sys::signal::{SigSet, Signal};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-/// sysexits.h: EX_USAGE and EX_CONFIG.
+/// sysexits.h: EX_USAGE, EX_TEMPFAIL and EX_CONFIG.
 const USAGE: u8 = 64;
+const TRY_AGAIN: u8 = 75;
 const CONFIGURATION: u8 = 78;
 
 /// Duet's proxy, one per node.
@@ -222,11 +224,16 @@ fn main() -> ExitCode {
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("duet-agent {verb}: {error}");
-        ExitCode::from(CONFIGURATION)
+        ExitCode::from(match error.downcast_ref() {
+            Some(duet_core::Error::Passing(_)) => TRY_AGAIN,
+            _ => CONFIGURATION,
+        })
     })
 }
 
 fn run(args: RunArgs) -> Outcome {
+    privilege::give_up_capabilities()?;
+    privilege::give_up_system_calls()?;
     if args.supervised {
         // The supervisor waits for them by other means, and its mask is inherited.
         ending().thread_unblock()?;
@@ -237,6 +244,7 @@ fn run(args: RunArgs) -> Outcome {
         socket: args.socket.socket.clone(),
         on_failure: args.cni_on_failure,
         exclude: args.cni_exclude,
+        known: Arc::default(),
     });
     let settings = Settings {
         node: args.node,
@@ -263,6 +271,7 @@ impl CniArgs {
 }
 
 fn supervise() -> Outcome {
+    privilege::give_up_capabilities()?;
     // Whatever it is, the child has understood it: both are of one version.
     let arguments: Vec<OsString> = std::env::args_os().skip(2).collect();
     Ok(supervisor::supervise(&arguments)?.into())

@@ -102,8 +102,8 @@ impl Maps {
         Ok(())
     }
 
-    /// Takes the maps out of an object whose programs are loaded, and that has been
-    /// checked.
+    /// Takes the maps out of an object that has been checked. It needs them open for as
+    /// long as its programs are not loaded.
     pub fn take(object: &mut Ebpf, known: Targets) -> Result<Self, MapsError> {
         let mut take = |name| object.take_map(name).ok_or(MapsError::Missing(name));
         let mut targets = take(names::TARGETS)?;

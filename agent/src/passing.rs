@@ -14,14 +14,17 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-/// Changes whenever a frame does. One that speaks another is refused, so a new
-/// agent beside an old one of another version serves nobody until that is gone.
-pub const VERSION: u32 = 1;
+/// Changes whenever a frame does. Agents of this version and of the one before hand over
+/// to each other; any other is refused, and waits until what it finds is gone.
+pub const VERSION: u32 = 2;
 
-/// Three ports, two families; and some to spare.
+/// The oldest that is understood. Its doors come without the namespace's own file.
+pub const OLDEST: u32 = 1;
+
+/// Three ports, two families, the namespace; and some to spare.
 const MOST_FILES: usize = 16;
 
 /// The names of all a node's workloads, which Kubernetes limits to 317 bytes each.
@@ -32,6 +35,9 @@ const LONGEST_FRAME: usize = 4 << 20;
 pub struct Door {
     pub netns: NetnsCookie,
     pub listeners: Vec<Place>,
+    /// Whether the namespace's file comes behind them.
+    #[serde(default)]
+    pub with_netns: bool,
 }
 
 /// Where a listener listens: on this port of loopback.
@@ -42,8 +48,13 @@ pub struct Place {
     pub family: u8,
 }
 
-/// A workload's listeners that another process had before.
-pub type Inherited = Vec<(Place, OwnedFd)>;
+/// What another process had of a workload.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    pub listeners: Vec<(Place, OwnedFd)>,
+    /// The network namespace, by which it is found wherever its path leads now.
+    pub file: Option<OwnedFd>,
+}
 
 pub fn send(
     socket: &UnixStream,
@@ -100,18 +111,6 @@ pub fn receive<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<Option<(T
     Ok(Some((serde_json::from_slice(&body)?, files)))
 }
 
-/// A door as it arrived.
-pub fn inherited(door: &Door, files: Vec<OwnedFd>) -> io::Result<Inherited> {
-    if door.listeners.len() == files.len() {
-        Ok(door.listeners.iter().copied().zip(files).collect())
-    } else {
-        let (told, came) = (door.listeners.len(), files.len());
-        Err(io::Error::other(format!(
-            "{told} listeners announced, and {came} received"
-        )))
-    }
-}
-
 /// The one file that a frame has to come with.
 pub fn only(mut files: Vec<OwnedFd>) -> io::Result<OwnedFd> {
     match (files.pop(), files.len()) {
@@ -122,35 +121,84 @@ pub fn only(mut files: Vec<OwnedFd>) -> io::Result<OwnedFd> {
     }
 }
 
+// === impl Inherited ===
+
+impl Inherited {
+    pub fn share_of(
+        listeners: &[(Place, OwnedFd)],
+        file: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Self> {
+        let share = |(place, file): &(Place, OwnedFd)| Ok((*place, file.try_clone()?));
+        Ok(Self {
+            listeners: listeners.iter().map(share).collect::<io::Result<_>>()?,
+            file: file.map(|file| file.try_clone_to_owned()).transpose()?,
+        })
+    }
+
+    pub fn share(&self) -> io::Result<Self> {
+        Self::share_of(&self.listeners, self.file.as_ref().map(AsFd::as_fd))
+    }
+
+    /// As it is told, and the files that go with it, for a process that speaks `version`.
+    pub fn door(&self, netns: NetnsCookie, version: u32) -> (Door, Vec<BorrowedFd<'_>>) {
+        let file = self.file.as_ref().filter(|_| version > OLDEST);
+        let door = Door {
+            netns,
+            listeners: self.listeners.iter().map(|(place, _)| *place).collect(),
+            with_netns: file.is_some(),
+        };
+        let listeners = self.listeners.iter().map(|(_, listener)| listener);
+        (door, listeners.chain(file).map(AsFd::as_fd).collect())
+    }
+
+    /// As it arrived.
+    pub fn behind(door: &Door, mut files: Vec<OwnedFd>) -> io::Result<Self> {
+        let file = if door.with_netns { files.pop() } else { None };
+        let (told, came) = (door.listeners.len(), files.len());
+        if told == came && file.is_some() == door.with_netns {
+            let listeners = door.listeners.iter().copied().zip(files).collect();
+            Ok(Self { listeners, file })
+        } else {
+            Err(io::Error::other(format!(
+                "{told} listeners announced, and {came} received"
+            )))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
-    use std::os::fd::AsFd;
 
     #[test]
     fn files_arrive_with_their_frame() {
         let (here, there) = UnixStream::pair().unwrap();
         let listeners = [0; 6].map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
         let addresses = listeners.each_ref().map(|one| one.local_addr().unwrap());
-        for (netns, some) in [(1, &listeners[..4]), (2, &listeners[4..])] {
-            let place = |one: &TcpListener| Place {
-                port: one.local_addr().unwrap().port(),
-                family: 4,
+        let mut listeners = listeners.into_iter();
+        for (netns, count, version) in [(1, 4, VERSION), (2, 2, OLDEST)] {
+            let listeners = listeners.by_ref().take(count).map(|one| {
+                let port = one.local_addr().unwrap().port();
+                (Place { port, family: 4 }, one.into())
+            });
+            let inherited = Inherited {
+                listeners: listeners.collect(),
+                file: Some(File::open("/proc/self/ns/net").unwrap().into()),
             };
-            let door = Door {
-                netns,
-                listeners: some.iter().map(place).collect(),
-            };
-            let files: Vec<_> = some.iter().map(AsFd::as_fd).collect();
+            let (door, files) = inherited.door(netns, version);
             send(&here, &door, &files).unwrap();
         }
-        drop((here, listeners));
+        drop(here);
         let mut found = Vec::new();
         while let Some((door, files)) = receive::<Door>(&there).unwrap() {
-            assert_eq!(files.len(), if door.netns == 1 { 4 } else { 2 });
-            found.extend(inherited(&door, files).unwrap());
+            let inherited = Inherited::behind(&door, files).unwrap();
+            // The older version knows nothing of the namespace's file.
+            assert_eq!(inherited.file.is_some(), door.netns == 1);
+            found.extend(inherited.listeners);
         }
+        assert_eq!(found.len(), addresses.len());
         for ((place, file), address) in found.into_iter().zip(addresses) {
             let listener = TcpListener::from(file);
             assert_eq!(listener.local_addr().unwrap(), address);
@@ -178,8 +226,11 @@ mod tests {
         let door = Door {
             netns: 1,
             listeners: vec![place],
+            with_netns: true,
         };
-        assert!(inherited(&door, Vec::new()).is_err());
+        assert!(Inherited::behind(&door, Vec::new()).is_err());
+        let one = File::open("/dev/null").unwrap();
+        assert!(Inherited::behind(&door, vec![one.into()]).is_err());
         assert!(only(Vec::new()).is_err());
     }
 }

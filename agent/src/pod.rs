@@ -4,7 +4,7 @@ use crate::interception::{Interception, InterceptionError, Steering};
 use crate::kernel::PodKernel;
 use crate::maps::MapsError;
 use crate::netns::Netns;
-use crate::passing::{Door, Inherited, Place};
+use crate::passing::{Inherited, Place};
 use crate::record::Record;
 use duet_core::Capture;
 use duet_core::capture::{self, INBOUND_PORT, MESH_PORT, OUTBOUND_PORT};
@@ -52,7 +52,7 @@ pub struct Pod {
     interception: Arc<Interception>,
     steering: Steering,
     watcher: JoinHandle<()>,
-    /// The proxy's, once more, to be kept or passed on.
+    /// The proxy's.
     door: Vec<(Place, OwnedFd)>,
 }
 
@@ -67,13 +67,13 @@ impl Pod {
         netns: Netns,
         record: &Record,
     ) -> Result<(Self, Capture), PodError> {
-        Self::enrol_with(Inherited::new(), interception, netns, record)
+        Self::enrol_with(&[], interception, netns, record)
     }
 
     /// As [`Self::enrol`], with the listeners that an earlier process had, as far as
-    /// there are any.
+    /// there are any. They stay open whatever comes of it.
     pub fn enrol_with(
-        inherited: Inherited,
+        inherited: &[(Place, OwnedFd)],
         interception: &Arc<Interception>,
         netns: Netns,
         record: &Record,
@@ -143,17 +143,9 @@ impl Pod {
         Ok(())
     }
 
-    /// What the listeners are.
-    pub fn door(&self) -> Door {
-        Door {
-            netns: self.netns.cookie(),
-            listeners: self.door.iter().map(|(place, _)| *place).collect(),
-        }
-    }
-
-    /// The listeners themselves, in the same order.
-    pub fn listeners(&self) -> Vec<BorrowedFd<'_>> {
-        self.door.iter().map(|(_, file)| file.as_fd()).collect()
+    /// The listeners and the namespace, once more, to be kept or passed on.
+    pub fn share(&self) -> io::Result<Inherited> {
+        Inherited::share_of(&self.door, Some(self.netns.as_fd()))
     }
 
     /// Tells the next agent otherwise.
@@ -220,20 +212,18 @@ fn key(netns: &Netns, port: u16, listener: &TcpListener) -> ListenerKey {
 /// bound to loopback: sk_lookup hands over connections whatever the listener's own
 /// address is, and so nothing reaches a listener without having been steered to it.
 fn listen(
-    mut inherited: Inherited,
+    inherited: &[(Place, OwnedFd)],
     netns: &Arc<Netns>,
     interception: &Arc<Interception>,
 ) -> Result<Capture, PodError> {
-    let mut at = |address: SocketAddr| {
-        let known = inherited
-            .iter()
-            .position(|(known, _)| *known == place(address));
-        match known {
-            Some(index) => adopt(netns, address, inherited.swap_remove(index).1),
+    let at = |address: SocketAddr| {
+        let mut known = inherited.iter();
+        match known.find(|(known, _)| *known == place(address)) {
+            Some((_, listener)) => adopt(netns, address, listener.as_fd()),
             None => bound(netns, address),
         }
     };
-    let mut on = |port| {
+    let on = |port| {
         let mut listeners = vec![at(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?];
         match at(SocketAddr::from((Ipv6Addr::LOCALHOST, port))) {
             Ok(listener) => listeners.push(listener),
@@ -277,10 +267,16 @@ fn door(capture: &Capture) -> io::Result<Vec<(Place, OwnedFd)>> {
         .collect()
 }
 
-fn adopt(netns: &Netns, address: SocketAddr, listener: OwnedFd) -> Result<TcpListener, PodError> {
-    let listener = std::net::TcpListener::from(listener);
-    let adopted = listener.set_nonblocking(true);
-    let adopted = adopted.and_then(|()| TcpListener::from_std(listener));
+fn adopt(
+    netns: &Netns,
+    address: SocketAddr,
+    listener: BorrowedFd<'_>,
+) -> Result<TcpListener, PodError> {
+    let adopted = listener.try_clone_to_owned().and_then(|listener| {
+        let listener = std::net::TcpListener::from(listener);
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    });
     adopted.map_err(|error| PodError::Listen {
         address,
         netns: netns.path().display().to_string(),

@@ -217,7 +217,7 @@ impl Reconciler {
         let pods = due.clone();
         let look = move || {
             let began = sandbox::thread_time();
-            let found = sandbox::find(&pods, interception.cgroup());
+            let found = sandbox::find(&pods, &interception.cgroup());
             (found, sandbox::thread_time().saturating_sub(began))
         };
         // Not on a thread that connections are waiting for.

@@ -1,9 +1,10 @@
 //! A life of the agent: what it inherits, when it begins to accept, what it leaves.
 
 use crate::api::Api;
+use crate::bpffs;
 use crate::cni::{self, Install, Installed};
 use crate::enrolment::{Enrolment, Tenure};
-use crate::handover::{self, Estate, Predecessor};
+use crate::handover::{Estate, Predecessor};
 use crate::interception::{Before, Interception};
 use crate::keeper::{BEAT, Keeper, Left};
 use crate::passing::Inherited;
@@ -23,10 +24,13 @@ use tokio::time::{Instant, sleep};
 
 /// How long a successor waits for the certificates that its predecessor has. With
 /// duet-control there, as it was a moment before, all come within a second.
-const CERTIFIED_WITHIN: Duration = Duration::from_secs(15);
+const CERTIFIED_WITHIN: Duration = Duration::from_secs(5);
 
 /// How often it looks whether it has them all.
 const LOOK: Duration = Duration::from_millis(10);
+
+/// Before one whose predecessor hands nothing over asks again, or looks whether it is gone.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 pub struct Settings {
     pub node: String,
@@ -57,7 +61,7 @@ struct Inheritance {
 
 /// Runs an agent until SIGTERM, or until another has taken over.
 pub async fn run(settings: Settings) -> Result<(), Error> {
-    let terminate = signal(SignalKind::terminate()).map_err(|error| wrong(&error))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| wrong(&error))?;
     let (keeper, left) = match settings.is_supervised {
         true => Keeper::begin().map(|(keeper, left)| (Some(Arc::new(keeper)), left)),
         false => Ok((None, Left::default())),
@@ -81,12 +85,18 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let waiting = predecessor
         .as_ref()
         .map(|_| proxy.not_ready_until(before_it));
-    let (predecessor, inheritance) = match predecessor {
+    let succeeded = match predecessor {
         Some(predecessor) => {
             proxy.hold_back();
-            let (predecessor, estate) = succeed(&settings, &proxy, predecessor).await?;
-            (Some(predecessor), Inheritance::of_agent(estate))
+            tokio::select! {
+                succeeded = succeed(&settings, &proxy, predecessor) => succeeded?,
+                _ = terminate.recv() => return Ok(()),
+            }
         }
+        None => None,
+    };
+    let (predecessor, inheritance) = match succeeded {
+        Some((predecessor, estate)) => (Some(predecessor), Inheritance::of_agent(estate)),
         None => (None, Inheritance::of_process(left)),
     };
     let registered = Counters::new(proxy.registry(), inheritance.tally);
@@ -102,7 +112,8 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         Some(_) => Tenure::Coming,
         None => Tenure::Holding,
     };
-    let enrolment = Enrolment::start(interception, proxy.clone(), inheritance.doors, tenure);
+    let doors = inheritance.doors;
+    let enrolment = Enrolment::start(interception, proxy.clone(), doors, tenure);
     let enrolment = enrolment.await.map_err(|error| wrong(&error))?;
     if let Some(predecessor) = predecessor {
         take(&enrolment, predecessor, inheritance.served, counters).await?;
@@ -155,27 +166,48 @@ async fn serve(
     Ok(())
 }
 
-/// Is given what the agent has that runs. Before that it makes sure of duet-control,
-/// without which it would be worse than what there is.
+/// Is given what the agent has that runs, or waits until it has ended. Before that it
+/// makes sure of duet-control, without which it would be worse than what there is.
 async fn succeed(
     settings: &Settings,
     proxy: &Proxy,
     predecessor: Predecessor,
-) -> Result<(Predecessor, Estate), Error> {
+) -> Result<Option<(Predecessor, Estate)>, Error> {
     tracing::info!("an agent runs already: taking over from it once duet-control has answered");
     let mut discovered = proxy.discovered();
     let known = discovered.wait_for(|version| *version > 0).await;
     known.map_err(|error| wrong(&error))?;
-    let request = handover::request(settings.instance.clone());
-    let asked = aside(move || {
-        let estate = predecessor.ask(&request)?;
-        Ok::<_, handover::HandoverError>((predecessor, estate))
-    });
-    let asked = asked.await.map_err(|error| wrong(&error))?;
-    asked.map_err(|error| wrong(&error))
+    let mut waiting: Option<(String, ReadyGuard)> = None;
+    let mut next = Some(predecessor);
+    while let Some(predecessor) = next {
+        let instance = settings.instance.clone();
+        let asked = aside(move || predecessor.succeed(instance.as_deref())).await;
+        let why = match asked.map_err(|error| wrong(&error))? {
+            Ok(succeeded) => return Ok(Some(succeeded)),
+            Err(why) => why.to_string(),
+        };
+        if waiting.as_ref().is_none_or(|(known, _)| *known != why) {
+            tracing::warn!(why, "not taking over yet");
+            waiting = Some((
+                why.clone(),
+                proxy.not_ready_until(format!("handover: {why}")),
+            ));
+        }
+        sleep(ASK_AGAIN).await;
+        next = Predecessor::find(&settings.socket).map_err(|error| wrong(&error))?;
+    }
+    // Its socket goes first, and then it drains.
+    while bpffs::is_taken(&settings.bpffs) {
+        sleep(LOOK).await;
+    }
+    tracing::info!("the agent before this one has ended, and handed nothing over");
+    Ok(None)
 }
 
-/// Takes over, as soon as it can do for all workloads what the predecessor does.
+/// Takes over, as soon as it can do for the workloads what the predecessor does. One that
+/// it cannot take up, or get a certificate for in time, must not keep the others from a
+/// new agent: its connections wait or are refused, which `duet-agent list` and
+/// `duet_agent_workloads` tell.
 async fn take(
     enrolment: &Arc<Enrolment>,
     predecessor: Predecessor,
@@ -183,24 +215,32 @@ async fn take(
     counters: &Counters,
 ) -> Result<(), Error> {
     let until = Instant::now() + CERTIFIED_WITHIN;
-    loop {
-        let served = enrolment.served().await;
-        let Some(first) = wanted.difference(&served).next() else {
-            break;
-        };
-        if Instant::now() >= until {
-            return Err(Error::Mode(format!(
-                "not taking over: no certificate for {first} within {CERTIFIED_WITHIN:?}, and the \
-                 agent before this one has it"
+    let left_out = loop {
+        let left_out = enrolment.unserved(&wanted).await;
+        let is_late = Instant::now() >= until;
+        if is_late && left_out.uncertified.len() == wanted.len() {
+            return Err(Error::Passing(format!(
+                "not taking over: no workload has got a certificate within {CERTIFIED_WITHIN:?}, \
+                 and the agent before this one has them"
             )));
         }
+        if is_late || left_out.uncertified.is_empty() {
+            break left_out;
+        }
         sleep(LOOK).await;
+    };
+    for workload in &left_out.uncertified {
+        tracing::warn!(%workload, "taken over without a certificate: its connections wait");
+    }
+    for workload in &left_out.missing {
+        tracing::warn!(%workload, "not taken over: its connections wait, and are refused in the end");
     }
     let taken = aside(move || predecessor.take().map(|()| predecessor)).await;
     let predecessor = taken.map_err(|error| wrong(&error))?;
-    let predecessor = predecessor.map_err(|error| wrong(&error))?;
+    let predecessor = predecessor.map_err(|error| Error::Passing(error.to_string()))?;
     counters.handed_over();
-    tracing::info!(workloads = wanted.len(), "taken over");
+    let left_out = left_out.uncertified.len() + left_out.missing.len();
+    tracing::info!(workloads = wanted.len(), left_out, "taken over");
     let counters = counters.clone();
     tokio::spawn(async move {
         if let Ok(cut @ 1..) = aside(move || predecessor.cut()).await {

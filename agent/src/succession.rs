@@ -5,7 +5,7 @@ use crate::api::{Api, ApiError, Response};
 use crate::bpffs;
 use crate::enrolment::Enrolment;
 use crate::handover::{Given, Successor};
-use crate::passing::VERSION;
+use crate::passing::{OLDEST, VERSION};
 use crate::tally::Counters;
 use duet_core::Proxy;
 use std::io::{self, Write};
@@ -103,7 +103,7 @@ impl Succession {
         let successor = Successor::new(stream.try_clone()?)?;
         let given = match self.refusal(&asked) {
             Some(why) => Err(why),
-            None => self.given().await,
+            None => self.given(asked.version).await,
         };
         let given = match given {
             Ok(given) => given,
@@ -134,7 +134,7 @@ impl Succession {
         self.enrolment.release().await;
         // This process may live on for long. Nobody would be let in by it, and the
         // successor's next life not past it.
-        self.enrolment.interception().layout().let_go();
+        self.enrolment.interception().let_go();
         self.api.lock().take();
         self.proxy.shut_down(self.drain_timeout);
         self.proxy.deaf().await;
@@ -145,17 +145,17 @@ impl Succession {
     }
 
     fn refusal(&self, asked: &Asked) -> Option<String> {
-        if asked.version != VERSION {
+        if !(OLDEST..=VERSION).contains(&asked.version) {
             return Some(format!(
-                "it speaks version {VERSION} of the handover, and version {} was asked for: end it \
-                 first, new connections are refused meanwhile",
+                "it speaks versions {OLDEST} to {VERSION} of the handover, and version {} was asked \
+                 for: end it, new connections are refused until the other has begun",
                 asked.version
             ));
         }
         if asked.layout != bpffs::VERSION {
             return Some(format!(
-                "it keeps its maps as {}, and {} was asked for: end it first, new connections are \
-                 refused meanwhile",
+                "it keeps its maps as {}, and {} was asked for: end it, new connections are refused \
+                 until the other has begun",
                 bpffs::VERSION,
                 asked.layout
             ));
@@ -170,7 +170,7 @@ impl Succession {
         is_ending.then(|| "it is about to end".to_owned())
     }
 
-    async fn given(&self) -> Result<Given, String> {
+    async fn given(&self, version: u32) -> Result<Given, String> {
         let text = |error: io::Error| error.to_string();
         let served = self.enrolment.served().await;
         let lock = self.enrolment.interception().layout().share_lock();
@@ -188,6 +188,7 @@ impl Succession {
             served: served.iter().map(ToString::to_string).collect(),
             tally: self.counters.tally(),
             instance: self.instance.clone(),
+            version,
         })
     }
 }

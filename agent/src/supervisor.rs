@@ -12,7 +12,7 @@
 //! and connections are refused as they are without a supervisor.
 
 use crate::keeper::{ANSWER_WITHIN, BEAT, ToProxy, ToSupervisor};
-use crate::passing::{self, Door, Inherited, VERSION};
+use crate::passing::{self, Inherited, VERSION};
 use crate::tally::Tally;
 use duet_ebpf::NetnsCookie;
 use nix::errno::Errno;
@@ -25,7 +25,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -52,6 +52,9 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// What a panic of the main thread exits with.
 const PANIC: i32 = 101;
 
+/// What a process exits with that would be started again: EX_TEMPFAIL.
+const TRY_AGAIN: i32 = 75;
+
 #[derive(Debug, thiserror::Error)]
 pub enum SupervisorError {
     #[error("cannot take signals: {0}")]
@@ -65,6 +68,8 @@ pub enum SupervisorError {
 enum End {
     /// By its own decision, or by ours.
     Exit(u8),
+    /// By its own decision, to be started again.
+    Again,
     Crash(String),
     Hang,
 }
@@ -109,6 +114,12 @@ pub fn supervise(arguments: &[OsString]) -> Result<u8, SupervisorError> {
         let end = life.follow(&mut kept);
         let (reason, why) = match end {
             End::Exit(code) => return Ok(code),
+            End::Again => {
+                if is_told_to_end(&signals, PAUSE.1) {
+                    return Ok(0);
+                }
+                continue;
+            }
             End::Crash(why) => {
                 kept.tally.crashes += 1;
                 kept.tally.cut_by_crash += kept.connections;
@@ -272,8 +283,8 @@ impl<'a> Life<'a> {
                 self.give(kept, version)?;
             }
             ToSupervisor::Door(door) => {
-                let listeners = passing::inherited(&door, files)?;
-                kept.doors.insert(door.netns, listeners);
+                let inherited = Inherited::behind(&door, files)?;
+                kept.doors.insert(door.netns, inherited);
             }
             ToSupervisor::Api => kept.api = Some(passing::only(files)?),
             ToSupervisor::Close { netns } => {
@@ -302,13 +313,8 @@ impl<'a> Life<'a> {
             if let Some(api) = &kept.api {
                 passing::send(&self.socket, &ToProxy::Api, &[api.as_fd()])?;
             }
-            for (&netns, listeners) in &kept.doors {
-                let door = Door {
-                    netns,
-                    listeners: listeners.iter().map(|(place, _)| *place).collect(),
-                };
-                let files: Vec<BorrowedFd<'_>> =
-                    listeners.iter().map(|(_, file)| file.as_fd()).collect();
+            for (&netns, inherited) in &kept.doors {
+                let (door, files) = inherited.door(netns, VERSION);
                 passing::send(&self.socket, &ToProxy::Door(door), &files)?;
             }
         }
@@ -330,6 +336,7 @@ impl Drop for Life<'_> {
 fn end(status: ExitStatus, is_over: bool) -> End {
     match (status.code(), status.signal()) {
         (Some(PANIC), _) if !is_over => End::Crash("a panic".to_owned()),
+        (Some(TRY_AGAIN), _) if !is_over => End::Again,
         (Some(code), _) => End::Exit(u8::try_from(code).unwrap_or(1)),
         (None, _) if is_over => End::Exit(1),
         (None, signal) => {
@@ -349,6 +356,8 @@ mod tests {
         let exited = |code: i32| ExitStatus::from_raw(code << 8);
         assert_eq!(end(exited(0), false), End::Exit(0));
         assert_eq!(end(exited(78), false), End::Exit(78));
+        assert_eq!(end(exited(TRY_AGAIN), false), End::Again);
+        assert_eq!(end(exited(TRY_AGAIN), true), End::Exit(75));
         assert_eq!(end(exited(PANIC), true), End::Exit(101));
         assert_eq!(end(exited(PANIC), false), End::Crash("a panic".to_owned()));
         let killed = ExitStatus::from_raw(9);

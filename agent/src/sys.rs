@@ -83,6 +83,25 @@ pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Pins `object`, a map or a link, at `path`. BPF_OBJ_PIN.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        path: u64,
+        fd: u32,
+        flags: u32,
+    }
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = Attr {
+        path: path.as_ptr() as u64,
+        fd: object.as_raw_fd() as u32,
+        flags: 0,
+    };
+    // SAFETY: `path` outlives the call and ends with NUL.
+    unsafe { bpf(6, &mut attr)? };
+    Ok(())
+}
+
 /// Puts `program` in the place of the program that `link` attaches, so that no
 /// connection meets both or neither. BPF_LINK_UPDATE.
 pub fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
@@ -218,6 +237,75 @@ pub fn effective_programs(target: BorrowedFd<'_>, point: AttachPoint) -> io::Res
     unsafe { bpf(16, &mut attr)? };
     ids.truncate(attr.count as usize);
     Ok(ids)
+}
+
+/// A connection that arrives, as the kernel's struct bpf_sk_lookup has it. Addresses in
+/// network byte order; a port of one's own is not.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// The chosen socket's, afterwards.
+    pub cookie: u64,
+    /// AF_INET or AF_INET6.
+    pub family: u32,
+    pub protocol: u32,
+    pub remote_ip4: u32,
+    pub remote_ip6: [u32; 4],
+    pub remote_port: u16,
+    pub zero: u16,
+    pub local_ip4: u32,
+    pub local_ip6: [u32; 4],
+    pub local_port: u32,
+    pub interface: u32,
+    pub padding: u32,
+}
+
+/// Runs an sk_lookup program on `arrival`, and returns its verdict. BPF_PROG_TEST_RUN,
+/// Linux 5.12.
+pub fn test_run(program: BorrowedFd<'_>, arrival: &mut Arrival) -> io::Result<u32> {
+    #[repr(C)]
+    struct Attr {
+        program: u32,
+        verdict: u32,
+        data_in_size: u32,
+        data_out_size: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+        context_in_size: u32,
+        context_out_size: u32,
+        context_in: u64,
+        context_out: u64,
+        flags: u32,
+        processor: u32,
+        batch_size: u32,
+        padding: u32,
+    }
+    let context_in = *arrival;
+    let size = size_of::<Arrival>() as u32;
+    let mut attr = Attr {
+        program: program.as_raw_fd() as u32,
+        verdict: 0,
+        data_in_size: 0,
+        data_out_size: 0,
+        data_in: 0,
+        data_out: 0,
+        repeat: 1,
+        duration: 0,
+        context_in_size: size,
+        context_out_size: size,
+        context_in: std::ptr::from_ref(&context_in) as u64,
+        context_out: std::ptr::from_mut(arrival) as u64,
+        flags: 0,
+        processor: 0,
+        batch_size: 0,
+        padding: 0,
+    };
+    // SAFETY: both contexts live through the call and are `size` bytes long; any bytes
+    // are a valid Arrival.
+    unsafe { bpf(10, &mut attr)? };
+    Ok(attr.verdict)
 }
 
 #[repr(C)]

@@ -214,6 +214,6 @@ fn doctor_finds_this_machine_fit() {
         let output = Command::new(BINARY).arg("doctor").output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{text}");
-        assert_eq!(text.lines().count(), 10, "{text}");
+        assert_eq!(text.lines().count(), 11, "{text}");
     });
 }

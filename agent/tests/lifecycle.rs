@@ -281,6 +281,110 @@ fn a_failed_enrolment_leaves_nothing() {
 }
 
 #[test]
+fn pins_of_another_layout_are_taken_over_with_the_door_shut() {
+    test(
+        "pins_of_another_layout_are_taken_over_with_the_door_shut",
+        |world| {
+            let before = on_cgroup(world);
+            let agent = TestAgent::start(world);
+            let enrolled = agent.enrol(&world.a, Outbound::Report);
+            drop(enrolled);
+            agent.die();
+            let [v1, v0] = ["v1", "v0"].map(|version| world.bpffs.join(version));
+            std::fs::rename(&v1, &v0).unwrap();
+
+            let to: SocketAddr = "10.96.0.10:80".parse().unwrap();
+            let stop = AtomicBool::new(false);
+            let agent = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !stop.load(Relaxed) {
+                        let error = world.a.ask(to).unwrap_err();
+                        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+                    }
+                });
+                let agent = TestAgent::start(world);
+                stop.store(true, Relaxed);
+                agent
+            });
+            assert!(!v0.exists());
+            assert_eq!(on_cgroup(world), plus(&before, 1), "the same links");
+            let error = world.b.ask(SocketAddr::new(world.a.v4, 80)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+            let known = agent.interception.maps().enrolled().unwrap();
+            let record = Record::read(&known[0].1).unwrap();
+            assert_eq!((known.len(), &record.path), (1, &world.a.path));
+            let _enrolled = agent.enrol(&world.a, Outbound::Report);
+            assert_eq!(on_netns(&world.a), 1);
+            assert_eq!(world.a.ask(to).unwrap(), to.to_string());
+        },
+    );
+}
+
+#[test]
+fn what_somebody_has_undone_is_done_again() {
+    test("what_somebody_has_undone_is_done_again", |world| {
+        let agent = TestAgent::start(world);
+        let mut enrolled = agent.enrol(&world.a, Outbound::Report);
+        let interception = &agent.interception;
+        let to: SocketAddr = "10.96.0.10:80".parse().unwrap();
+        let pins = || {
+            let layout = interception.layout();
+            let directories = [layout.links(), layout.pods(), layout.maps()];
+            let entries = directories.map(|one| std::fs::read_dir(one).unwrap().count());
+            entries.to_vec()
+        };
+        assert_eq!(pins(), [5, 1, 6]);
+
+        // Detached, and the pins with it.
+        let layout = interception.layout();
+        duet_agent::interception::unpin(&layout.link(names::CONNECT4)).unwrap();
+        assert!(interception.verify().is_err());
+        assert!(interception.heal().unwrap());
+        interception.verify().unwrap();
+        let netns = Netns::open(&world.a.path).unwrap();
+        duet_agent::interception::unpin(&layout.pod(netns.cookie())).unwrap();
+        enrolled.pod_mut().steer_again().unwrap();
+        assert_eq!(pins(), [5, 1, 6]);
+
+        // Unmounted: all goes on, and is pinned again in a new file system.
+        let detach = nix::mount::MntFlags::MNT_DETACH;
+        nix::mount::umount2(&world.bpffs, detach).unwrap();
+        assert_eq!(world.a.ask(to).unwrap(), to.to_string());
+        assert_eq!(interception.pin_again().unwrap(), 5 + 1 + 6);
+        assert_eq!(pins(), [5, 1, 6]);
+        assert_eq!(interception.pin_again().unwrap(), 0);
+        assert!(!interception.heal().unwrap());
+        let error = Interception::start(&world.bpffs, Some(&world.cgroup)).err();
+        let error = error.unwrap().to_string();
+        assert!(error.starts_with("another duet-agent has"), "{error}");
+        drop(enrolled);
+        agent.die();
+        let error = world.a.ask(to).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    });
+}
+
+#[test]
+fn a_cgroup_that_is_deleted_and_made_again_is_found() {
+    test(
+        "a_cgroup_that_is_deleted_and_made_again_is_found",
+        |world| {
+            let cgroup = world.cgroup.join("pods");
+            std::fs::create_dir(&cgroup).unwrap();
+            let agent = TestAgent::with(std::sync::Arc::new(
+                Interception::start(&world.bpffs, Some(&cgroup)).unwrap(),
+            ));
+            assert!(!agent.interception.heal().unwrap());
+            std::fs::remove_dir(&cgroup).unwrap();
+            std::fs::create_dir(&cgroup).unwrap();
+            assert!(agent.interception.heal().unwrap());
+            agent.interception.verify().unwrap();
+            assert!(!agent.interception.heal().unwrap());
+        },
+    );
+}
+
+#[test]
 fn cleanup_leaves_nothing() {
     test("cleanup_leaves_nothing", |world| {
         let before = on_cgroup(world);

@@ -3,13 +3,16 @@
 mod world;
 
 use duet_core::Direction;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, connect, sendto, socket,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, connect, sendto, setsockopt, socket,
+    sockopt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tokio::io::AsyncReadExt;
 use world::{Outbound, PATIENCE, TestAgent, entries, read_all, test};
 
@@ -137,6 +140,169 @@ fn fast_open_does_not_slip_through() {
             read_all(TcpStream::from(fd)).unwrap()
         });
         assert_eq!(said, to.to_string());
+    });
+}
+
+/// The socket option, with which connect(2) itself sends nothing.
+#[test]
+fn fast_open_on_connect_does_not_slip_through() {
+    test("fast_open_on_connect_does_not_slip_through", |world| {
+        let agent = TestAgent::start(world);
+        let _enrolled = agent.enrol(&world.a, Outbound::Report);
+        let to = SockaddrIn::new(10, 96, 0, 10, 80);
+        let said = world.a.run(|| {
+            let fd = stream_socket();
+            setsockopt(&fd, sockopt::TcpFastOpenConnect, &true).unwrap();
+            connect(fd.as_raw_fd(), &to).unwrap();
+            let mut stream = TcpStream::from(fd);
+            stream.write_all(b"hello").unwrap();
+            read_all(stream).unwrap()
+        });
+        assert_eq!(said, to.to_string());
+    });
+}
+
+/// Begins to connect, and does not wait.
+fn connecting(to: SocketAddr) -> Socket {
+    let domain = Domain::for_address(to);
+    let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP)).unwrap();
+    if let Err(error) = socket.connect(&to.into()) {
+        assert_eq!(
+            error.raw_os_error(),
+            Some(nix::libc::EINPROGRESS),
+            "{error}"
+        );
+    }
+    socket
+}
+
+fn connected(socket: Socket) -> TcpStream {
+    let mut file = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+    assert_eq!(poll(&mut file, PollTimeout::from(5000u16)), Ok(1));
+    assert!(socket.take_error().unwrap().is_none());
+    socket.set_nonblocking(false).unwrap();
+    socket.into()
+}
+
+#[test]
+fn who_does_not_wait_for_its_connection_is_redirected_too() {
+    test(
+        "who_does_not_wait_for_its_connection_is_redirected_too",
+        |world| {
+            let agent = TestAgent::start(world);
+            let _enrolled = agent.enrol(&world.a, Outbound::Report);
+            for to in ["10.96.0.10:80", "[2001:db8::1]:80"] {
+                let to: SocketAddr = to.parse().unwrap();
+                let stream = world.a.run(|| connected(connecting(to)));
+                assert_eq!(stream.peer_addr().unwrap(), to);
+                assert_eq!(read_all(stream).unwrap(), to.to_string());
+            }
+        },
+    );
+}
+
+/// RFC 8305: both families at once, and the slower one is dropped.
+#[test]
+fn of_two_that_race_the_one_that_is_kept_is_served() {
+    test("of_two_that_race_the_one_that_is_kept_is_served", |world| {
+        let agent = TestAgent::start(world);
+        let _enrolled = agent.enrol(&world.a, Outbound::Report);
+        let v4: SocketAddr = "10.96.0.10:80".parse().unwrap();
+        let v6: SocketAddr = "[2001:db8::1]:80".parse().unwrap();
+        for round in 0..50 {
+            let said = world.a.run(|| {
+                let (first, second) = (connecting(v6), connecting(v4));
+                let (kept, lost) = match round % 2 {
+                    0 => (first, second),
+                    _ => (second, first),
+                };
+                drop(lost);
+                read_all(connected(kept)).unwrap()
+            });
+            assert_eq!(said, [v6, v4][round % 2].to_string());
+        }
+        let waiting = || entries::<32>(&agent.interception, duet_ebpf::names::TARGETS);
+        let start = std::time::Instant::now();
+        while waiting() > 0 {
+            assert!(start.elapsed() < PATIENCE, "{} left", waiting());
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    });
+}
+
+/// A connection from one and the same address and port, whatever went before.
+fn ask_from(from: SocketAddr, to: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    // It is reset at its end, and its port free at once.
+    socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    socket.bind(&from.into()).unwrap();
+    socket.connect_timeout(&to.into(), PATIENCE).unwrap();
+    socket.into()
+}
+
+#[test]
+fn one_port_in_two_pods_and_again_and_again_is_told_apart() {
+    test(
+        "one_port_in_two_pods_and_again_and_again_is_told_apart",
+        |world| {
+            let agent = TestAgent::start(world);
+            let _a = agent.enrol(&world.a, Outbound::Report);
+            let _b = agent.enrol(&world.b, Outbound::Report);
+            // The agent sees one and the same pair of addresses and ports in both.
+            let from = SocketAddr::from((Ipv4Addr::LOCALHOST, 40_000));
+            for round in 0..100 {
+                let [a, b] = [1, 2].map(|pod| SocketAddr::from(([10, 96, pod, 1], 1000 + round)));
+                let first = world.a.run(|| ask_from(from, a));
+                let second = world.b.run(|| ask_from(from, b));
+                assert_eq!(read_all(first).unwrap(), a.to_string());
+                assert_eq!(read_all(second).unwrap(), b.to_string());
+            }
+        },
+    );
+}
+
+/// Connections, unless the test is told otherwise.
+const CONNECTIONS: usize = 4000;
+
+#[test]
+fn many_a_minute_and_no_destination_is_lost() {
+    test("many_a_minute_and_no_destination_is_lost", |world| {
+        let agent = TestAgent::start(world);
+        let _a = agent.enrol(&world.a, Outbound::Report);
+        let _b = agent.enrol(&world.b, Outbound::Report);
+        let wanted = std::env::var("DUET_TEST_CONNECTIONS");
+        let wanted = wanted.map_or(CONNECTIONS, |wanted| wanted.parse().unwrap());
+        let (next, wrong) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let began = std::time::Instant::now();
+        std::thread::scope(|scope| {
+            for pod in [&world.a, &world.b].repeat(4) {
+                scope.spawn(|| {
+                    let one = || {
+                        let number = next.fetch_add(1, Relaxed);
+                        let [_, a, b, c] = (number as u32).to_be_bytes();
+                        let to = SocketAddr::from(([10, 100 + a, b, c], 80));
+                        (number < wanted).then(|| {
+                            let told = TcpStream::connect_timeout(&to, PATIENCE).and_then(read_all);
+                            let right = told.is_ok_and(|told| told == to.to_string());
+                            wrong.fetch_add(usize::from(!right), Relaxed);
+                        })
+                    };
+                    pod.run(|| while one().is_some() {});
+                });
+            }
+        });
+        let took = began.elapsed();
+        world::tell(&format!(
+            "{wanted} connections in {took:.1?}, {:.0} a minute: {} destinations lost or wrong",
+            wanted as f64 / took.as_secs_f64() * 60.0,
+            wrong.load(Relaxed),
+        ));
+        assert_eq!(wrong.load(Relaxed), 0);
+        assert_eq!(
+            entries::<32>(&agent.interception, duet_ebpf::names::TARGETS),
+            0
+        );
     });
 }
 

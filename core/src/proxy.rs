@@ -44,6 +44,9 @@ pub enum Error {
     /// A mode's own failure.
     #[error("{0}")]
     Mode(String),
+    /// The same, of which the next attempt may know nothing.
+    #[error("{0}")]
+    Passing(String),
 }
 
 /// Why a report did not arrive.

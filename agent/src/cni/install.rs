@@ -2,8 +2,7 @@
 //!
 //! The runtime uses the first configuration by name, so that is the one to be chained
 //! into, whoever's it is. Its owner may write it anew at any time: it is looked at
-//! every [`LOOK`], and completed again. All is written beside and renamed, so a runtime
-//! finds the old or the new, and never half of either.
+//! every [`LOOK`], and completed again ([`super::put`] says how).
 //!
 //! It is never chained into a network of a version that it does not speak: the runtime
 //! gives all plugins of a chain the one version, and none of its pods would start.
@@ -13,15 +12,20 @@
 
 use super::NAME;
 use super::plugin::SPOKEN;
+use super::put::{Stamp, put, sync_directory};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
-use std::fs::{self, File, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Between two looks at the directories.
 pub const LOOK: Duration = Duration::from_secs(1);
+
+/// The plugin's mode.
+const RUNNABLE: u32 = 0o755;
 
 /// What a single configuration that was put away ends in.
 const PUT_AWAY: &str = "duet";
@@ -35,6 +39,9 @@ pub struct Install {
     pub socket: PathBuf,
     pub on_failure: String,
     pub exclude: Vec<String>,
+    /// The plugin as it was when its bytes were found to be this very program's: images
+    /// may be built with one and the same time for all files.
+    pub known: Arc<Mutex<Option<Stamp>>>,
 }
 
 /// How it stands.
@@ -63,28 +70,27 @@ impl Install {
     /// This very program. True if it was not there.
     fn program(&self) -> io::Result<bool> {
         let place = self.programs.join(NAME);
-        let own = fs::metadata("/proc/self/exe")?;
-        if let Ok(found) = fs::metadata(&place)
-            && (found.len(), found.mtime(), found.mtime_nsec())
-                == (own.len(), own.mtime(), own.mtime_nsec())
-        {
+        let with_path = |error| at(&place, error);
+        let found = Stamp::of(&place).map_err(with_path)?;
+        let mut known = self.known.lock();
+        if found.is_some() && found == *known {
             return Ok(false);
         }
-        let beside = beside(&place);
-        fs::copy("/proc/self/exe", &beside)?;
-        let copy = File::options().write(true).open(&beside)?;
-        copy.set_permissions(Permissions::from_mode(0o755))?;
-        // By which it is known again.
-        copy.set_modified(own.modified()?)?;
-        copy.sync_all()?;
-        fs::rename(&beside, &place)?;
-        Ok(true)
+        let is_same = found.is_some() && is_own_program(&place).map_err(with_path)?;
+        if !is_same {
+            let copy =
+                |file: &mut File| io::copy(&mut File::open("/proc/self/exe")?, file).map(drop);
+            put(&place, found, RUNNABLE, copy).map_err(with_path)?;
+        }
+        *known = Stamp::of(&place).map_err(with_path)?;
+        Ok(!is_same)
     }
 
     fn configuration(&self) -> io::Result<Installed> {
         let Some(path) = active(&self.configurations)? else {
             return Ok(Installed::NoNetwork);
         };
+        let seen = Stamp::of(&path).map_err(|error| at(&path, error))?;
         let mut network = read(&path)?;
         if let Err(why) = check_version(&network) {
             take_out(&path)?;
@@ -106,10 +112,13 @@ impl Install {
         plugins.retain(|plugin| !is_ours(&plugin));
         plugins.push(wanted);
         if is_single {
-            replace(&path.with_extension("conflist"), &network)?;
+            let list = path.with_extension("conflist");
+            let there = Stamp::of(&list).map_err(|error| at(&list, error))?;
+            replace(&list, there, seen, &network)?;
             fs::rename(&path, put_away(&path))?;
+            sync_directory(&path)?;
         } else {
-            replace(&path, &network)?;
+            replace(&path, seen, seen, &network)?;
         }
         Ok(Installed::Now)
     }
@@ -146,6 +155,7 @@ pub fn uninstall(configurations: &Path, programs: &Path) -> io::Result<Vec<Strin
 
 /// Takes the plugin out of one configuration. False if it was not in it.
 fn take_out(path: &Path) -> io::Result<bool> {
+    let seen = Stamp::of(path).map_err(|error| at(path, error))?;
     let Ok(mut network) = read(path) else {
         return Ok(false);
     };
@@ -161,7 +171,7 @@ fn take_out(path: &Path) -> io::Result<bool> {
         fs::remove_file(path)?;
     } else {
         plugins.retain(|plugin| !is_ours(&plugin));
-        replace(path, &network)?;
+        replace(path, seen, seen, &network)?;
     }
     Ok(true)
 }
@@ -223,22 +233,37 @@ fn read(path: &Path) -> io::Result<Value> {
     serde_json::from_slice(&text).map_err(|error| at(path, error.into()))
 }
 
-fn replace(path: &Path, network: &Value) -> io::Result<()> {
-    let beside = beside(path);
-    let write = || {
-        let mut file = File::create(&beside)?;
-        file.set_permissions(Permissions::from_mode(0o644))?;
-        file.write_all(&serde_json::to_vec_pretty(network)?)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    };
-    write().map_err(|error| at(path, error))
+/// `like` is what a new file takes its mode from: it has the same secrets, if any.
+fn replace(
+    path: &Path,
+    seen: Option<Stamp>,
+    like: Option<Stamp>,
+    network: &Value,
+) -> io::Result<()> {
+    let mode = seen.or(like).map_or(0o600, |like| like.mode());
+    let write = |file: &mut File| file.write_all(&serde_json::to_vec_pretty(network)?);
+    put(path, seen, mode, write).map_err(|error| at(path, error))
 }
 
-/// A name that no runtime reads.
-fn beside(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}", std::process::id()))
+/// Whether the file has this program's bytes, and may be run.
+fn is_own_program(path: &Path) -> io::Result<bool> {
+    let (own, found) = (File::open("/proc/self/exe")?, File::open(path)?);
+    let is_runnable = Stamp::of(path)?.is_some_and(|stamp| stamp.mode() == RUNNABLE);
+    if !is_runnable || own.metadata()?.len() != found.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut own, mut found) = (BufReader::new(own), BufReader::new(found));
+    let (mut here, mut there) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    loop {
+        let length = own.read(&mut here)?;
+        if length == 0 {
+            return Ok(true);
+        }
+        found.read_exact(&mut there[..length])?;
+        if here[..length] != there[..length] {
+            return Ok(false);
+        }
+    }
 }
 
 fn put_away(path: &Path) -> PathBuf {

@@ -14,6 +14,7 @@
 mod admission;
 mod install;
 mod plugin;
+mod put;
 
 pub use admission::{Sandbox, admit};
 pub use install::{Install, Installed, LOOK, uninstall};

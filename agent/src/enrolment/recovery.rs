@@ -2,6 +2,7 @@
 
 use super::{Enrolment, EnrolmentError, Members, Missing};
 use crate::netns::{self, Netns};
+use crate::passing::Inherited;
 use crate::pod;
 use crate::record::Record;
 use duet_core::WorkloadName;
@@ -48,7 +49,7 @@ impl Enrolment {
             };
             let netns = missing.netns;
             let uid = missing.record.uid.clone();
-            let why = match find(missing) {
+            let why = match find(missing, members.inherited.get(&netns)) {
                 Some(found) => {
                     let ready = Some(self.ready_guard(&name));
                     match self.admit(members, found, name.clone(), uid, ready) {
@@ -78,12 +79,15 @@ impl Enrolment {
     }
 }
 
-fn find(missing: &Missing) -> Option<Netns> {
-    let at = |path: &Path| {
-        Netns::open(path)
-            .ok()
-            .filter(|netns| netns.cookie() == missing.netns)
+/// By the file that an earlier process had open, or else by where it was found.
+fn find(missing: &Missing, inherited: Option<&Inherited>) -> Option<Netns> {
+    let Record { path, file_id, .. } = &missing.record;
+    let is_it = |netns: &Netns| netns.cookie() == missing.netns;
+    let passed = || {
+        let file = inherited?.file.as_ref()?.try_clone().ok()?;
+        Netns::of(file.into(), path).ok().filter(is_it)
     };
-    let elsewhere = || at(&netns::find_by_process(missing.record.file_id)?);
-    at(&missing.record.path).or_else(elsewhere)
+    let at = |path: &Path| Netns::open(path).ok().filter(is_it);
+    let elsewhere = || at(&netns::find_by_process(*file_id)?);
+    passed().or_else(|| at(path)).or_else(elsewhere)
 }

@@ -2,15 +2,23 @@
 
 use super::{Enrolment, EnrolmentError, Members, Tenure};
 use crate::keeper::Keeper;
-use crate::passing::Door;
+use crate::passing::Inherited;
 use crate::pod::{Pod, PodError};
 use duet_core::WorkloadName;
 use duet_ebpf::NetnsCookie;
-use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::MutexGuard;
+
+/// Workloads that another agent serves and this one does not.
+#[derive(Debug, Default)]
+pub struct Unserved {
+    /// They may have a certificate in a moment.
+    pub uncertified: Vec<WorkloadName>,
+    /// Their namespace cannot be found, or not be enrolled.
+    pub missing: Vec<WorkloadName>,
+}
 
 impl Enrolment {
     /// The members, to be changed.
@@ -44,21 +52,27 @@ impl Enrolment {
     ///
     /// # Errors
     /// When a handover is under way already.
-    pub async fn lay_down(&self) -> Result<Vec<(Door, Vec<OwnedFd>)>, EnrolmentError> {
+    pub async fn lay_down(&self) -> Result<HashMap<NetnsCookie, Inherited>, EnrolmentError> {
         let mut members = self.holding().await?;
         let share = |pod: &Pod| {
-            let files = pod.listeners().into_iter();
-            let files = files.map(|file| file.try_clone_to_owned());
-            let files = files.collect::<Result<_, _>>();
-            files
-                .map(|files| (pod.door(), files))
-                .map_err(|error| PodError::Share {
-                    netns: pod.netns().path().display().to_string(),
-                    error,
-                })
+            pod.share().map_err(|error| PodError::Share {
+                netns: pod.netns().path().display().to_string(),
+                error,
+            })
         };
-        let doors = members.present.values().map(|member| share(&member.pod));
-        let doors = doors.collect::<Result<_, _>>()?;
+        let mut doors = HashMap::new();
+        for member in members.present.values() {
+            let pod = &member.pod;
+            doors.insert(pod.netns().cookie(), share(pod)?);
+        }
+        // Of those that this agent could not take up either.
+        for (&netns, inherited) in &members.inherited {
+            let shared = inherited.share().map_err(|error| PodError::Share {
+                netns: netns.to_string(),
+                error,
+            })?;
+            doors.insert(netns, shared);
+        }
         members.tenure = Tenure::Going;
         Ok(doors)
     }
@@ -88,6 +102,20 @@ impl Enrolment {
         self.count(&members);
     }
 
+    /// Those of `wanted` that this agent could not serve as yet.
+    pub async fn unserved(&self, wanted: &BTreeSet<WorkloadName>) -> Unserved {
+        let members = self.members.lock().await;
+        let mut unserved = Unserved::default();
+        for name in wanted {
+            match members.present.get(name) {
+                Some(member) if member.certified.load(Relaxed) => {}
+                Some(_) => unserved.uncertified.push(name.clone()),
+                None => unserved.missing.push(name.clone()),
+            }
+        }
+        unserved
+    }
+
     /// The workloads that have a certificate.
     pub async fn served(&self) -> BTreeSet<WorkloadName> {
         let members = self.members.lock().await;
@@ -105,7 +133,9 @@ impl Members {
     /// With the supervisor, so that the listeners outlive this process.
     pub(super) fn keep(&self, pod: &Pod) {
         if let Some(keeper) = &self.keeper
-            && let Err(error) = keeper.keep(pod.door(), &pod.listeners())
+            && let Err(error) = pod
+                .share()
+                .and_then(|door| keeper.keep(pod.netns().cookie(), &door))
         {
             let netns = pod.netns().path().display();
             tracing::error!(%netns, %error, "its listeners will not outlive this process");

@@ -96,8 +96,9 @@ impl Agent {
             .args(["--metrics", &metrics.to_string()])
             .args(["--health", &health.to_string()])
             .args(["--drain-timeout", "1s"])
-            .args(["--handover-drain-timeout", "1s"])
             .args(more)
+            // Unless the test says otherwise.
+            .env("DUET_HANDOVER_DRAIN_TIMEOUT", "1s")
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()

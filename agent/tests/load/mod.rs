@@ -11,7 +11,7 @@ use std::thread::{Scope, sleep};
 use std::time::{Duration, Instant};
 
 /// What every client says.
-const SAID: &[u8] = b"how do you do\n";
+pub const SAID: &[u8] = b"how do you do\n";
 
 /// What begins the story of a connection that could not be made.
 const REFUSED: &str = "not connected: ";
@@ -77,6 +77,16 @@ impl Load {
         let until = self.served.load(Relaxed) + connections;
         let start = Instant::now();
         while self.served.load(Relaxed) < until && start.elapsed() < PATIENCE {
+            sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits for so many more connections to come to nothing.
+    pub fn fails(&self, connections: usize) {
+        let until = self.failed().len() + connections;
+        let start = Instant::now();
+        while self.failed().len() < until {
+            assert!(start.elapsed() < PATIENCE);
             sleep(Duration::from_millis(1));
         }
     }

@@ -132,10 +132,12 @@ fn ip(arguments: &str) {
 }
 
 fn sweep(id: &str) {
-    for pod in ['a', 'b'] {
-        let _ = Command::new("ip")
-            .args(["netns", "del", &netns_name(id, pod)])
-            .output();
+    let mine = format!("duet-test-{id}-");
+    for netns in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        let name = netns.file_name();
+        if name.to_string_lossy().starts_with(&mine) {
+            let _ = Command::new("ip").args(["netns", "del"]).arg(name).output();
+        }
     }
     let bpffs = scratch(id).join("bpf");
     if duet_agent::bpffs::is_bpffs(&bpffs) {
@@ -432,6 +434,10 @@ pub struct Enrolled {
 impl Enrolled {
     pub fn pod(&self) -> &Pod {
         self.pod.as_ref().unwrap()
+    }
+
+    pub fn pod_mut(&mut self) -> &mut Pod {
+        self.pod.as_mut().unwrap()
     }
 
     /// As the agent does it.
