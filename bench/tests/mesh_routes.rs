@@ -27,15 +27,7 @@ const STAY: &str = "    failureAccrual: { off: true }\n";
 /// Retries are not to be few.
 const MANY: &str = "    retryBudget: { percent: 100, perSecond: 1000 }\n";
 
-#[test]
-fn with_sidecars() {
-    run(Placement::Sidecar);
-}
-
-#[test]
-fn with_agents() {
-    run(Placement::Agent);
-}
+mesh::in_both_placements!(run);
 
 fn run(placement: Placement) {
     let pods = [
@@ -154,30 +146,13 @@ impl Routes<'_> {
         self.count("duet_timeouts_total", &format!("kind=\"{kind}\""))
     }
 
-    fn version(&self) -> Result<u64> {
-        let (_, config) = self.mesh.proxy("client").get(Endpoint::Admin, "/config")?;
-        let config: serde_json::Value = serde_json::from_str(&config)?;
-        let version = config["directory"]["version"].as_u64();
-        version.context("a version")
-    }
-
     /// The shop's further lines in the description, and the client's proxy knows them.
     async fn describe(&self, more: &str) -> Result<()> {
         self.calm();
         let name = "    name: \"shop\"\n";
         ensure!(self.truth.contains(name), "{}", self.truth);
         let text = self.truth.replace(name, &format!("{name}{more}"));
-        if text == self.mesh.read_mesh_yaml() {
-            return Ok(());
-        }
-        let before = self.version()?;
-        self.mesh.write_mesh_yaml(&text);
-        let deadline = Instant::now() + PATIENCE;
-        while self.version()? == before {
-            ensure!(Instant::now() < deadline, "the description does not arrive");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
+        self.mesh.describe(&text, &["client"]).await
     }
 
     async fn retried_get(&self) -> Result<()> {

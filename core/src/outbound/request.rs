@@ -23,6 +23,11 @@ impl Outbound {
         self.connection.request();
         let version = request.version();
         let local = self.local.clone();
+        if let Err(error) = message::well_formed(&request) {
+            let error = UpstreamError::Malformed(error);
+            local.failed(DIRECTION, error.failure(), &error);
+            return message::malformed(&error, version);
+        }
         let log = &local.shared.log;
         let mut line = log.is_on().then(|| self.line(&request, protocol));
         let grpc = message::is_grpc(&request);

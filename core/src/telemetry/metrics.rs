@@ -68,6 +68,7 @@ pub enum Failure {
     Handshake,
     Identity,
     Plaintext,
+    Malformed,
     Upstream,
     NotLocal,
     OutOfReach,
@@ -79,7 +80,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::OriginalDestination,
         Self::NoEndpoints,
         Self::Connect,
@@ -87,6 +88,7 @@ impl Failure {
         Self::Handshake,
         Self::Identity,
         Self::Plaintext,
+        Self::Malformed,
         Self::Upstream,
         Self::NotLocal,
         Self::OutOfReach,
@@ -106,6 +108,7 @@ impl Failure {
             Self::Handshake => "handshake",
             Self::Identity => "identity",
             Self::Plaintext => "plaintext_refused",
+            Self::Malformed => "malformed",
             Self::Upstream => "upstream",
             Self::NotLocal => "not_local",
             Self::OutOfReach => "out_of_reach",
