@@ -5,7 +5,7 @@
 mod mesh;
 
 use anyhow::{Context, Result, ensure};
-use duet_bench::cluster::{Endpoint, Placement, PodSpec};
+use duet_bench::cluster::{Placement, PodSpec};
 use http::{Method, StatusCode};
 use mesh::app::App;
 use mesh::http::{Answer, Client, empty, full, serve_http1, serve_http2};

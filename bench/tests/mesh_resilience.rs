@@ -4,7 +4,7 @@
 mod mesh;
 
 use anyhow::{Context, Result, ensure};
-use duet_bench::cluster::{Endpoint, Placement, PodSpec, ServiceSpec};
+use duet_bench::cluster::{Placement, PodSpec, ServiceSpec};
 use http::StatusCode;
 use mesh::http::Client;
 use mesh::moody::Moody;

@@ -8,6 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Why there is no rest.
+pub const STAYS_OPEN: &str = "it stays open";
 
 /// From a client to a server's application.
 #[derive(Clone, Copy)]
@@ -61,6 +63,23 @@ impl Server {
     pub async fn accept(&self) -> Result<Line> {
         let accepted = within("nobody came", self.listener.accept()).await?;
         Ok(Line::new(accepted?.0))
+    }
+
+    /// The next request's head, on the connection that there is or on a new one.
+    pub async fn next(&self, line: &mut Option<Line>) -> Result<Head> {
+        loop {
+            let Some(kept) = line else {
+                *line = Some(self.accept().await?);
+                continue;
+            };
+            tokio::select! {
+                head = kept.head() => match head {
+                    Ok(head) => return Ok(head),
+                    Err(_) => *line = None,
+                },
+                new = self.accept() => *line = Some(new?),
+            }
+        }
     }
 
     /// For an application that speaks HTTP for itself.
@@ -118,12 +137,8 @@ impl Line {
 
     /// All that there still is. A reset is an error.
     pub async fn rest(&mut self) -> Result<String> {
-        within("it stays open", self.stream.read_to_end(&mut self.read)).await??;
+        within(STAYS_OPEN, self.stream.read_to_end(&mut self.read)).await??;
         Ok(self.text())
-    }
-
-    pub async fn shutdown(&mut self) -> Result<()> {
-        Ok(self.stream.shutdown().await?)
     }
 
     fn text(&self) -> String {

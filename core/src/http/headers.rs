@@ -157,7 +157,8 @@ pub fn response<B>(response: &mut Response<B>, version: Version) {
     if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
         strip(response.headers_mut());
     }
-    *response.version_mut() = version;
+    // To a client of HTTP/1.0 hyper says so itself, and keeps its connection if it may.
+    *response.version_mut() = version.max(Version::HTTP_11);
     if let Some(reason) = reason
         && let Ok(reason) = ReasonPhrase::try_from(reason.as_bytes())
     {

@@ -3,6 +3,7 @@
 
 mod body;
 mod classify;
+mod copied;
 mod deadline;
 mod headers;
 pub mod limits;
@@ -13,6 +14,7 @@ mod well_formed;
 
 pub use body::{Body, End};
 pub use classify::{Verdict, blames_server, grpc_status, verdict};
+pub use copied::Copied;
 pub use deadline::{Deadline, Timeout, grpc_timeout};
 pub use headers::{
     APP_PROTOCOL, DESTINATION, for_application, for_mesh, for_plaintext, is_upgrade, name_client,

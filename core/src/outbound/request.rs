@@ -100,9 +100,18 @@ impl Outbound {
         place: Place,
         flight: &InFlight,
         target: &Target,
-        mut request: Request<Body>,
+        request: Request<Body>,
     ) -> Result<Response<Body>, UpstreamError> {
         self.connection.reached(flight.endpoint(), target, false);
+        self.send_to(place, target, request).await
+    }
+
+    pub(super) async fn send_to(
+        &self,
+        place: Place,
+        target: &Target,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, UpstreamError> {
         if target.native_http {
             message::for_mesh(&mut request, target.address);
         } else {

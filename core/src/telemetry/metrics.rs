@@ -43,6 +43,7 @@ pub struct Metrics {
     decisions: Labelled,
     routed: Labelled,
     retries: Labelled,
+    mirrored: Labelled,
     timeouts: Labelled,
     refused: Labelled,
     certificate_expiry: GaugeVec,
@@ -263,6 +264,13 @@ impl Metrics {
                  pushed_back, no_time.",
                 ["service", "result"],
             ),
+            mirrored: Labelled::new(
+                &registry,
+                "duet_mirrored_requests_total",
+                "Copies of requests, by the service that they are for and what became of them: \
+                 sent, failed, body_too_long, too_many.",
+                ["service", "result"],
+            ),
             timeouts: Labelled::new(
                 &registry,
                 "duet_timeouts_total",
@@ -353,6 +361,7 @@ impl Metrics {
             &self.decisions,
             &self.routed,
             &self.retries,
+            &self.mirrored,
             &self.timeouts,
             &self.refused,
         ] {
@@ -390,6 +399,10 @@ impl Metrics {
 
     pub fn retry(&self, local: &WorkloadName, service: &str, result: &str) {
         self.retries.counter(local, service, result).inc();
+    }
+
+    pub fn mirrored(&self, local: &WorkloadName, service: &str, result: &str) {
+        self.mirrored.counter(local, service, result).inc();
     }
 
     pub fn refused(&self, local: &WorkloadName, peer: &str, reason: &str) {
