@@ -127,7 +127,7 @@ impl Apps<'_> {
         let [body, sent] = [&body, &sent].map(|path| path.to_str().unwrap());
         let curl = |args: &[&str]| {
             let told = ["-sS", "--max-time", "20", "-o", body, "-w", TELL];
-            self.client("curl", &[&told, args].concat())
+            self.client("curl", &[&told[..], args].concat())
         };
         for (address, (port, version, option)) in self.addresses.iter().flat_map(|address| {
             [
@@ -252,21 +252,10 @@ impl Apps<'_> {
         let certificate = self.certify("db.example", &data)?;
         let dir = data.join("data");
         let dir = dir.to_str().context("a path")?;
-        let init = [
-            "-D",
-            dir,
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "--no-sync",
-            "--locale=C",
-        ];
-        let init = [
-            &["-u", "nobody", "--", program("initdb")?.as_str()],
-            &init[..],
-        ]
-        .concat();
+        let initdb = program("initdb")?;
+        let init =
+            format!("-u nobody -- {initdb} -D {dir} -U postgres -A trust --no-sync --locale=C");
+        let init: Vec<_> = init.split(' ').collect();
         programs::run(self.mesh, "server", "runuser", &init)?;
         let hba = "hostssl all all 0.0.0.0/0 trust\nhostssl all all ::/0 trust\n";
         fs::write(data.join("data/pg_hba.conf"), hba)?;
@@ -335,13 +324,13 @@ impl Apps<'_> {
         let init = dir.join("init.sql");
         fs::write(
             &init,
-            "create database shop; create user cart@'%' identified by 'secret';\n\
+            "create database shop;\ncreate user cart@'%' identified by 'secret';\n\
              grant all on shop.* to cart@'%';\n",
         )?;
         let args = [
             "--no-defaults",
             "--user=root",
-            "--bind-address=::",
+            "--bind-address=*",
             "--skip-name-resolve",
             "--innodb-flush-log-at-trx-commit=0",
             &format!("--init-file={}", init.display()),
@@ -381,14 +370,22 @@ impl Apps<'_> {
     /// So does this one.
     async fn smtp(&self) -> Result<()> {
         let mail = self.dir.path().join("mail");
-        let listen = format!("[::]:{SMTP}");
-        let handler = [
-            "-c",
-            "aiosmtpd.handlers.Mailbox",
-            mail.to_str().context("a path")?,
-        ];
-        let args = [&["-n", "-l", &listen], &handler[..]].concat();
-        let _smtp = serve(self.mesh, "server", None, "aiosmtpd", &args, SMTP).await?;
+        let mut servers = Vec::new();
+        for any in ["0.0.0.0", "::"] {
+            let listen = format!("{any}:{SMTP}");
+            let mailbox = mail.to_str().context("a path")?;
+            let args = [
+                "-n",
+                "-l",
+                &listen,
+                "-c",
+                "aiosmtpd.handlers.Mailbox",
+                mailbox,
+            ];
+            servers.push(serve(self.mesh, "server", None, "aiosmtpd", &args, SMTP).await?);
+        }
+        let local = (std::net::Ipv6Addr::LOCALHOST, SMTP).into();
+        programs::listens(self.mesh.app("server"), local).await?;
         let letter = self.file("letter")?;
         let mut sent = 0;
         for address in self.addresses {
@@ -396,7 +393,7 @@ impl Apps<'_> {
                 sent += 1;
                 let text = format!(
                     "Subject: letter {sent}\r\n\r\n{}\r\n",
-                    "hello ".repeat(20_000)
+                    "hello \r\n".repeat(20_000)
                 );
                 fs::write(&letter, text)?;
                 let url = at(address, port, "").replace("http:", "smtp:");

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use duet_bench::cluster::{Part, ProcessHandle, Spawn};
 use std::ffi::OsString;
 use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Output;
 use std::time::{Duration, Instant};
@@ -76,7 +77,7 @@ pub async fn serve(
         spawn = spawn.uid(uid);
     }
     let process = mesh.cluster.spawn(spawn)?;
-    listens(mesh.app(pod), port)
+    listens(mesh.app(pod), (Ipv4Addr::LOCALHOST, port).into())
         .await
         .with_context(|| format!("{program}: {}", log(&process)))?;
     Ok(process)
@@ -88,11 +89,11 @@ fn log(process: &ProcessHandle) -> String {
     lines.into_iter().rev().collect::<Vec<_>>().join("\n")
 }
 
-async fn listens(app: &App, port: u16) -> Result<()> {
+/// Waits until somebody does.
+pub async fn listens(app: &App, at: SocketAddr) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(30);
-    let local = (std::net::Ipv4Addr::LOCALHOST, port);
-    while let Err(error) = app.connect(local).await {
-        ensure!(Instant::now() < deadline, "port {port}: {error}");
+    while let Err(error) = app.connect(at).await {
+        ensure!(Instant::now() < deadline, "{at}: {error}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Ok(())
