@@ -10,6 +10,7 @@ mod mesh;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use duet_bench::cluster::{Placement, PodSpec};
+use futures_util::StreamExt;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -393,11 +394,15 @@ async fn cut(way: Way<'_>) -> Result<()> {
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let service = service_fn(|_: Request<Incoming>| async {
-                let pieces = [
-                    Ok(http_body::Frame::data(Bytes::from_static(b"half"))),
-                    Err(std::io::Error::other("gone")),
-                ];
-                let body = http_body_util::StreamBody::new(futures_util::stream::iter(pieces));
+                let half = futures_util::stream::once(async {
+                    Ok(http_body::Frame::data(Bytes::from_static(b"half")))
+                });
+                // Once the head has left.
+                let gone = futures_util::stream::once(async {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    Err(std::io::Error::other("gone"))
+                });
+                let body = http_body_util::StreamBody::new(Box::pin(half.chain(gone)));
                 Ok::<_, Infallible>(Response::new(body))
             });
             tokio::spawn(
@@ -559,7 +564,7 @@ impl Remembers {
             Err(_) => String::new(),
         };
         ensure!(
-            !rest.contains("HTTP/1.1"),
+            !rest.contains("HTTP/1.1 200"),
             "there is a further answer: {rest:?}"
         );
         let seen = std::mem::take(&mut *self.seen.lock().unwrap());
