@@ -325,6 +325,12 @@ fn refused() -> Status {
 /// Counts the calls that nobody waits for any more.
 struct GivenUp(Option<Arc<AtomicU64>>);
 
+impl GivenUp {
+    fn is_over(&mut self) {
+        self.0 = None;
+    }
+}
+
 impl Drop for GivenUp {
     fn drop(&mut self) {
         if let Some(count) = &self.0 {
@@ -354,7 +360,7 @@ impl UnaryService<u64> for Sleep {
         let mut waiting = GivenUp(Some(self.0.clone()));
         async move {
             tokio::time::sleep(DEADLINE).await;
-            waiting.0 = None;
+            waiting.is_over();
             Ok(Response::new(request.into_inner()))
         }
         .boxed()

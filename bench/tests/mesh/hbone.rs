@@ -63,7 +63,8 @@ impl Papers {
             .context("no control plane")?
             .state_dir;
         let authority = std::fs::read_to_string(state.join("ca.key"))?;
-        let issuer = Issuer::from_ca_cert_pem(&authority, KeyPair::from_pem(&authority)?)?;
+        let root = CertificateDer::from_pem_slice(authority.as_bytes())?;
+        let issuer = Issuer::from_ca_cert_der(&root, KeyPair::from_pem(&authority)?)?;
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(identity.try_into()?)];
         params.extended_key_usages = vec![
