@@ -63,7 +63,10 @@ fn run(placement: Placement) {
             checks.run("curl and nginx", apps.nginx()).await;
         }
         if are_there("h2load, wrk and nginx", &["h2load", "wrk", "nginx"]) {
-            checks.run("h2load, wrk and nginx", apps.generators()).await;
+            let generators = apps.generators();
+            checks
+                .run_within(PATIENCE, "h2load, wrk and nginx", generators)
+                .await;
         }
         if are_there("Python's http.server", &["curl", "python3"]) {
             checks.run("Python's http.server", apps.python()).await;
@@ -450,6 +453,8 @@ impl Apps<'_> {
     }
 }
 
+/// For thousands of requests on a slow machine.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(240);
 /// What curl is to tell of an answer.
 const TELL: &str = "%{http_code} %{http_version}\n";
 
