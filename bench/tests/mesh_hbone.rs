@@ -224,9 +224,9 @@ impl Interop<'_> {
             tunnel.write_all(&[0, n]).await?;
             tunnel.shutdown().await?;
             ensure!(read_all(&mut application).await? == [0, n]);
-            application.write_all(&[n; 100_000]).await?;
+            application.write_all(&vec![n; 100_000]).await?;
             drop(application);
-            ensure!(read_all(&mut tunnel).await? == [n; 100_000]);
+            ensure!(read_all(&mut tunnel).await? == vec![n; 100_000]);
         }
         Ok(())
     }
