@@ -1,5 +1,5 @@
 use super::*;
-use duet_core::api::{MeshProtocol, Mtls};
+use duet_core::api::{MeshProtocol, Mtls, Placement};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use proptest::prelude::*;
 use serde_json::{Value, json};
