@@ -11,7 +11,10 @@ ENGINE ?=
 PROGRAMS ?=
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help bench smoke build test lint deps ebpf ebpf-check ebpf-deps clean \
+# Tools that are built and not installed, outside the tree.
+TOOLS := $(or $(DUET_TOOLS),$(HOME)/.cache/duet-tools)
+
+.PHONY: help bench smoke build test lint deps test-deps h2spec ebpf ebpf-check ebpf-deps clean \
 	cluster cluster-down cluster-check cluster-deps images images-load install uninstall test-kubernetes scale
 
 help:               ## what there is
@@ -26,7 +29,7 @@ smoke: deps build   ## two minutes, one block: does everything work? makes no cl
 build:              ## everything, optimised, in one go, so that all modes carry the same core
 	cargo build --release --workspace --locked $(CARGO_FLAGS)
 
-test: deps          ## every test; those that need root say so when they are skipped
+test: test-deps h2spec ## every test; those that need root say so when they are skipped
 	cargo test --workspace --locked $(CARGO_FLAGS) --no-fail-fast
 
 lint:               ## formatting, clippy, licences, documentation
@@ -40,6 +43,22 @@ deps:               ## installs the Debian packages that are missing
 	@missing=$$(for command in nft:nftables ip:iproute2 cc:build-essential cmake:cmake setpriv:util-linux; do \
 	  PATH=$$PATH:/usr/sbin:/sbin command -v $${command%%:*} >/dev/null || echo $${command##*:}; done); \
 	[ -z "$$missing" ] || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends $$missing; }
+
+# Applications and load generators that the tests send through the mesh. RUNLEVEL keeps
+# Debian from starting them here.
+test-deps: deps     ## the same for what the tests run through the mesh
+	@missing=$$(for command in curl:curl python3:python3 nginx:nginx postgres:postgresql psql:postgresql-client \
+	  mariadbd:mariadb-server-core mariadb:mariadb-client-core aiosmtpd:python3-aiosmtpd h2load:nghttp2-client wrk:wrk; do \
+	  PATH=$$PATH:/usr/sbin:/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :) command -v $${command%%:*} >/dev/null || echo $${command##*:}; done); \
+	[ -z "$$missing" ] || { $(SUDO) apt-get update -qq && \
+	  $(SUDO) env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; }
+
+# The conformance test of HTTP/2, with Debian's golang or any later one.
+h2spec: $(TOOLS)/h2spec
+$(TOOLS)/h2spec: bench/tests/h2spec/go.mod
+	@if ! command -v go >/dev/null; then echo 'SKIPPED: h2spec is written in Go, and there is no go here'; \
+	else mkdir -p $(TOOLS) && cd bench/tests/h2spec && \
+	  go build -o $@ github.com/summerwind/h2spec/cmd/h2spec; fi
 
 ebpf: ebpf-deps     ## rebuilds the checked-in kernel object from its source
 	ebpf/build.sh

@@ -28,15 +28,7 @@ const OPAQUE: u16 = 9000;
 /// Nothing any protocol would send.
 const MARKER: &[u8] = b"duet-plaintext-marker-7d793037a0760186";
 
-#[test]
-fn with_sidecars() {
-    run(Placement::Sidecar);
-}
-
-#[test]
-fn with_agents() {
-    run(Placement::Agent);
-}
+mesh::in_both_placements!(run);
 
 fn run(placement: Placement) {
     let account = |name: &str| PodSpec::new(name).service_account(name);

@@ -5,7 +5,7 @@
 mod mesh;
 
 use anyhow::{Context, Result, ensure};
-use duet_bench::cluster::{Endpoint, Placement, PodSpec};
+use duet_bench::cluster::{Placement, PodSpec};
 use http::{Method, StatusCode};
 use mesh::app::App;
 use mesh::http::{Answer, Client, empty, full, serve_http1, serve_http2};
@@ -32,15 +32,7 @@ const PROBES: &str = "    probes:
       - { port: 9000 }
 ";
 
-#[test]
-fn with_sidecars() {
-    run(Placement::Sidecar);
-}
-
-#[test]
-fn with_agents() {
-    run(Placement::Agent);
-}
+mesh::in_both_placements!(run);
 
 fn run(placement: Placement) {
     let account = |name: &str| PodSpec::new(name).service_account(name);
@@ -584,29 +576,8 @@ impl Policies<'_> {
     }
 
     async fn write(&self, yaml: &str) -> Result<()> {
-        if self.mesh.read_mesh_yaml() == yaml {
-            return Ok(());
-        }
-        let version = |pod: &str| -> Result<u64> {
-            let (_, config) = self.mesh.proxy(pod).get(Endpoint::Admin, "/config")?;
-            let config: serde_json::Value = serde_json::from_str(&config)?;
-            let version = config["directory"]["version"].as_u64();
-            version.context("a version")
-        };
         let pods = ["client", "stranger", "server", "strict"];
-        let before: Vec<_> = pods.iter().map(|pod| version(pod)).collect::<Result<_>>()?;
-        self.mesh.write_mesh_yaml(yaml);
-        let deadline = Instant::now() + PATIENCE;
-        for (pod, before) in pods.iter().zip(before) {
-            while version(pod)? <= before {
-                ensure!(
-                    Instant::now() < deadline,
-                    "{pod}'s proxy does not hear of it"
-                );
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        }
-        Ok(())
+        self.mesh.describe(yaml, &pods).await
     }
 }
 

@@ -4,7 +4,7 @@
 mod mesh;
 
 use anyhow::{Context, Result, ensure};
-use duet_bench::cluster::{Endpoint, Placement, PodSpec, ServiceSpec};
+use duet_bench::cluster::{Placement, PodSpec, ServiceSpec};
 use http::StatusCode;
 use mesh::http::Client;
 use mesh::moody::Moody;
@@ -18,15 +18,7 @@ const GRPC: u16 = 8081;
 /// For what happens within a backoff of a second or two, on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-#[test]
-fn with_sidecars() {
-    run(Placement::Sidecar);
-}
-
-#[test]
-fn with_agents() {
-    run(Placement::Agent);
-}
+mesh::in_both_placements!(run);
 
 fn run(placement: Placement) {
     let pods = [
@@ -141,24 +133,12 @@ impl Resilience<'_> {
 
     /// The mesh with the server's limits, and its proxy knows them.
     async fn limit(&self, limits: &str) -> Result<()> {
-        let version = || -> Result<u64> {
-            let (_, config) = self.mesh.proxy("one").get(Endpoint::Admin, "/config")?;
-            let config: serde_json::Value = serde_json::from_str(&config)?;
-            config["directory"]["version"].as_u64().context("a version")
-        };
         let name = "    name: \"one\"\n";
         ensure!(self.truth.contains(name), "{}", self.truth);
         let text = self
             .truth
             .replace(name, &format!("{name}    limits: {limits}\n"));
-        let before = version()?;
-        self.mesh.write_mesh_yaml(&text);
-        let deadline = Instant::now() + PATIENCE;
-        while version()? == before {
-            ensure!(Instant::now() < deadline, "the limits do not arrive");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
+        self.mesh.describe(&text, &["one"]).await
     }
 
     fn refused(&self, reason: &str) -> u64 {

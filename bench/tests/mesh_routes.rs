@@ -4,7 +4,7 @@
 mod mesh;
 
 use anyhow::{Context, Result, ensure};
-use duet_bench::cluster::{Endpoint, Placement, PodSpec, ServiceSpec};
+use duet_bench::cluster::{Placement, PodSpec, ServiceSpec};
 use http::{Method, StatusCode};
 use mesh::http::{Answer, Client, empty, full};
 use mesh::moody::Moody;
@@ -27,15 +27,7 @@ const STAY: &str = "    failureAccrual: { off: true }\n";
 /// Retries are not to be few.
 const MANY: &str = "    retryBudget: { percent: 100, perSecond: 1000 }\n";
 
-#[test]
-fn with_sidecars() {
-    run(Placement::Sidecar);
-}
-
-#[test]
-fn with_agents() {
-    run(Placement::Agent);
-}
+mesh::in_both_placements!(run);
 
 fn run(placement: Placement) {
     let pods = [
@@ -79,6 +71,7 @@ fn run(placement: Placement) {
         checks.run("traffic split", t.split()).await;
         checks.run("matches", t.matches()).await;
         checks.run("changes on the way", t.changes()).await;
+        checks.run("mirrored requests", t.mirrored()).await;
         checks.assert_all_passed();
     });
 }
@@ -154,30 +147,13 @@ impl Routes<'_> {
         self.count("duet_timeouts_total", &format!("kind=\"{kind}\""))
     }
 
-    fn version(&self) -> Result<u64> {
-        let (_, config) = self.mesh.proxy("client").get(Endpoint::Admin, "/config")?;
-        let config: serde_json::Value = serde_json::from_str(&config)?;
-        let version = config["directory"]["version"].as_u64();
-        version.context("a version")
-    }
-
     /// The shop's further lines in the description, and the client's proxy knows them.
     async fn describe(&self, more: &str) -> Result<()> {
         self.calm();
         let name = "    name: \"shop\"\n";
         ensure!(self.truth.contains(name), "{}", self.truth);
         let text = self.truth.replace(name, &format!("{name}{more}"));
-        if text == self.mesh.read_mesh_yaml() {
-            return Ok(());
-        }
-        let before = self.version()?;
-        self.mesh.write_mesh_yaml(&text);
-        let deadline = Instant::now() + PATIENCE;
-        while self.version()? == before {
-            ensure!(Instant::now() < deadline, "the description does not arrive");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
+        self.mesh.describe(&text, &["client"]).await
     }
 
     async fn retried_get(&self) -> Result<()> {
@@ -476,6 +452,71 @@ impl Routes<'_> {
         ensure!(asked.headers["x-from"] == "route", "{asked:?}");
         ensure!(!asked.headers.contains_key("x-secret"), "{asked:?}");
         Ok(())
+    }
+
+    /// The original gets its answer from where it was sent, at once and whatever becomes
+    /// of the copy.
+    async fn mirrored(&self) -> Result<()> {
+        let route = |mirror: &str| {
+            format!(
+                "    routes:
+      - name: mirrored
+        requestHeaders: {{ set: {{ x-from: route }} }}
+        backends: [{{ service: only-one, port: 80 }}]
+        mirrors: [{{ service: only-two, port: 80{mirror} }}]
+"
+            )
+        };
+        self.describe(&route("")).await?;
+        let (before, sent) = ([self.one.asked(), self.two.asked()], self.copies("sent"));
+        let mut client = self.client().await?;
+        let answer = client.post("/a?b=c", "hello").await?;
+        ensure!(answer.status == StatusCode::OK);
+        let patience = Instant::now() + PATIENCE;
+        while self.copies("sent") == sent {
+            ensure!(Instant::now() < patience, "the copy does not arrive");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        ensure!([self.one.asked(), self.two.asked()] == before.map(|asked| asked + 1));
+        for asked in [self.one.last(), self.two.last()] {
+            ensure!(asked.uri == "/a?b=c" && asked.body == "hello", "{asked:?}");
+            ensure!(asked.headers["x-from"] == "route", "{asked:?}");
+            ensure!(asked.headers["content-length"] == "5", "{asked:?}");
+        }
+
+        // Too long to be copied, and not for the original.
+        let long = self.copies("body_too_long");
+        let answer = client.post("/", vec![b'x'; 200_000]).await?;
+        ensure!(answer.status == StatusCode::OK && self.one.last().body.len() == 200_000);
+        ensure!(self.copies("body_too_long") == long + 1);
+
+        // Whoever gets the copy fails, and then hangs.
+        self.two.turn(503);
+        ensure!(client.get("/").await?.status == StatusCode::OK);
+        self.two.turn_slow(NEVER, Duration::ZERO);
+        let start = Instant::now();
+        for _ in 0..150 {
+            ensure!(client.get("/").await?.status == StatusCode::OK);
+        }
+        ensure!(start.elapsed() < NEVER, "it waited for the copy");
+        ensure!(self.copies("too_many") > 0, "copies are not bounded");
+
+        self.describe(&route(", percent: 0")).await?;
+        let before = self.two.asked();
+        for _ in 0..50 {
+            ensure!(client.get("/").await?.status == StatusCode::OK);
+        }
+        ensure!(self.two.asked() == before, "none was asked for");
+        Ok(())
+    }
+
+    fn copies(&self, result: &str) -> u64 {
+        let labels = [
+            "service=\"default/only-two\"".to_owned(),
+            format!("result=\"{result}\""),
+        ];
+        self.mesh
+            .count("client", "duet_mirrored_requests_total", &labels)
     }
 }
 

@@ -43,15 +43,7 @@ fn the_capture_would_see_plaintext() {
     });
 }
 
-#[test]
-fn with_sidecars() {
-    run(Placement::Sidecar);
-}
-
-#[test]
-fn with_agents() {
-    run(Placement::Agent);
-}
+mesh::in_both_placements!(run);
 
 fn run(placement: Placement) {
     let account = |name: &str| PodSpec::new(name).service_account(name);

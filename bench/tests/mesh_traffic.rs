@@ -33,15 +33,7 @@ fn without_a_mesh() {
     run(Placement::None);
 }
 
-#[test]
-fn with_sidecars() {
-    run(Placement::Sidecar);
-}
-
-#[test]
-fn with_agents() {
-    run(Placement::Agent);
-}
+mesh::in_both_placements!(run);
 
 fn run(placement: Placement) {
     let shop = ServiceSpec::new("shop")

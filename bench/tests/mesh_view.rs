@@ -20,15 +20,7 @@ const OPAQUE: u16 = 9000;
 const NOBODY: u16 = 9999;
 const ADMIN: u16 = 15000;
 
-#[test]
-fn with_sidecars() {
-    run(Placement::Sidecar);
-}
-
-#[test]
-fn with_agents() {
-    run(Placement::Agent);
-}
+mesh::in_both_placements!(run);
 
 fn run(placement: Placement) {
     let account = |name: &str| PodSpec::new(name).service_account(name);

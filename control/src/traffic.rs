@@ -70,6 +70,21 @@ pub fn number(text: &str, range: RangeInclusive<u32>) -> Result<u32, String> {
     })
 }
 
+/// "1/1000".
+///
+/// # Errors
+/// What it is not, and what to write instead.
+pub fn fraction(text: &str) -> Result<(u32, u32), String> {
+    let read = |text: &str| text.trim().parse::<u32>().ok();
+    let (part, whole) = text.split_once('/').unwrap_or((text, ""));
+    match (read(part), read(whole)) {
+        (Some(part), Some(whole)) if part <= whole && whole > 0 => Ok((part, whole)),
+        _ => Err(format!(
+            "{text:?} is no part of a whole: write one as 1/1000"
+        )),
+    }
+}
+
 /// "503", "500-504".
 ///
 /// # Errors

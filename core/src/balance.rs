@@ -326,6 +326,7 @@ fn lighter<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn endpoints(count: u8) -> Vec<Arc<Endpoint>> {
         (0..count)
@@ -380,23 +381,34 @@ mod tests {
         assert!(all[1].load(now) <= 0.01);
     }
 
-    #[test]
-    fn a_slow_endpoint_gets_less_than_a_fifth_of_an_even_share() {
-        let all = endpoints(4);
-        let now = Instant::now();
-        let mut slow = 0;
-        const REQUESTS: u32 = 4000;
-        for _ in 0..REQUESTS {
-            let chosen = picked(&all);
-            let took = if chosen.address == all[0].address {
-                100
-            } else {
-                10
-            };
-            slow += u32::from(took == 100);
-            chosen.observe(Duration::from_millis(took), now);
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// However many there are, however quick, if they are asked ten times a second or
+        /// more: one that is ten times slower gets less than a fifth of an even share.
+        #[test]
+        fn a_slow_endpoint_gets_less_than_a_fifth(
+            count in 2..12u8,
+            quick in 1..50u64,
+            gap in 1..100u64,
+            seed: u64,
+        ) {
+            const REQUESTS: u32 = 4000;
+            fastrand::seed(seed);
+            let all = endpoints(count);
+            let mut now = Instant::now();
+            let mut slow = 0;
+            for _ in 0..REQUESTS {
+                let (first, second) = draw(&all);
+                let chosen = lighter(first, second, now);
+                let is_slow = chosen.address == all[0].address;
+                slow += u32::from(is_slow);
+                let took = Duration::from_millis(if is_slow { 10 * quick } else { quick });
+                chosen.observe(took, now + took);
+                now += Duration::from_millis(gap);
+            }
+            let share = REQUESTS / u32::from(count);
+            prop_assert!(slow * 5 < share, "{slow} of {REQUESTS}, and an even share is {share}");
         }
-        assert!(slow < REQUESTS / 4 / 5, "{slow} of {REQUESTS}");
     }
 
     #[test]

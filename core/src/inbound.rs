@@ -242,7 +242,10 @@ impl Inbound {
         }
         let grpc = message::is_grpc(&request);
         let named = request.headers().get(message::DESTINATION);
-        let mut answer = match self.destination(named.and_then(|value| value.to_str().ok())) {
+        let destination = message::well_formed(&request)
+            .map_err(UpstreamError::Malformed)
+            .and_then(|()| self.destination(named.and_then(|value| value.to_str().ok())));
+        let mut answer = match destination {
             Ok(to) => {
                 if let Some(peer) = &self.who.peer {
                     message::for_application(&mut request, peer);
@@ -261,6 +264,7 @@ impl Inbound {
             }
         };
         message::response(&mut answer, ::http::Version::HTTP_2);
+        message::reason_for_mesh(&mut answer);
         let (parts, body) = answer.into_parts();
         let bodiless = http_body::Body::is_end_stream(&body);
         let sent = respond.send_response(Response::from_parts(parts, ()), bodiless);
@@ -425,6 +429,11 @@ impl Inbound {
     ) -> Response<Body> {
         self.connection.request();
         let version = request.version();
+        if let Err(error) = message::well_formed(&request) {
+            let error = UpstreamError::Malformed(error);
+            self.local.failed(DIRECTION, error.failure(), &error);
+            return message::malformed(&error, version);
+        }
         if request.method() == Method::CONNECT {
             let error = UpstreamError::ConnectMethod;
             self.local.failed(DIRECTION, error.failure(), &error);

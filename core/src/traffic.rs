@@ -24,6 +24,10 @@ use http::Request;
 use matching::{Hosts, Matcher};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Copies that a mirror may have under way.
+const MAX_COPIES: usize = 100;
 
 /// One port of a service's.
 #[derive(Debug)]
@@ -55,6 +59,7 @@ pub struct Rule {
     pub response_headers: HeaderChange,
     pub redirect: Option<Redirect>,
     pub rewrite: Option<Rewrite>,
+    pub mirrors: Vec<Mirror>,
     pub timeouts: Timeouts,
     pub retry: Option<RetryPolicy>,
 }
@@ -66,6 +71,15 @@ pub struct Backend {
     pub service: String,
     pub port: u16,
     weight: u32,
+}
+
+/// Who gets a copy of some requests.
+#[derive(Debug)]
+pub struct Mirror {
+    pub to: Backend,
+    numerator: u32,
+    denominator: u32,
+    under_way: Arc<Semaphore>,
 }
 
 /// Where a request goes.
@@ -181,6 +195,7 @@ impl Rule {
             response_headers: HeaderChange::read(route.response_headers.as_ref()),
             redirect: route.redirect.as_ref().map(Redirect::read),
             rewrite: route.rewrite.as_ref().map(Rewrite::read),
+            mirrors: route.mirrors.iter().map(Mirror::read).collect(),
             timeouts: timeouts.map(Timeouts::read).unwrap_or_default(),
             retry: retry.and_then(RetryPolicy::read),
         }
@@ -222,6 +237,33 @@ impl Backend {
             ("", _) => "it names no backend that it may name".to_owned(),
             (service, port) => format!("service {service} with port {port} is not known"),
         }
+    }
+}
+
+// === impl Mirror ===
+
+impl Mirror {
+    fn read(said: &api::Mirror) -> Self {
+        Self {
+            to: Backend {
+                service: said.service.clone(),
+                port: u16::try_from(said.port).unwrap_or_default(),
+                weight: 1,
+            },
+            numerator: said.numerator,
+            denominator: said.denominator.max(1),
+            under_way: Arc::new(Semaphore::new(MAX_COPIES)),
+        }
+    }
+
+    /// Whether the next request is one of those.
+    pub fn wants_this(&self) -> bool {
+        fastrand::u32(..self.denominator) < self.numerator
+    }
+
+    /// For one copy, until it is dropped; `None` if too many are under way.
+    pub fn place(&self) -> Option<OwnedSemaphorePermit> {
+        self.under_way.clone().try_acquire_owned().ok()
     }
 }
 

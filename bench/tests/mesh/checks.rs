@@ -17,8 +17,17 @@ pub struct Checks {
 
 impl Checks {
     pub async fn run(&mut self, name: &str, check: impl Future<Output = Result<()>>) {
+        self.run_within(PATIENCE, name, check).await;
+    }
+
+    pub async fn run_within(
+        &mut self,
+        patience: Duration,
+        name: &str,
+        check: impl Future<Output = Result<()>>,
+    ) {
         let start = Instant::now();
-        let outcome = tokio::time::timeout(PATIENCE, AssertUnwindSafe(check).catch_unwind()).await;
+        let outcome = tokio::time::timeout(patience, AssertUnwindSafe(check).catch_unwind()).await;
         let failure = match outcome {
             Ok(Ok(Ok(()))) => None,
             Ok(Ok(Err(error))) => Some(format!("{error:#}")),

@@ -78,6 +78,20 @@ pub fn serve_http2(app: &App, port: u16) {
     });
 }
 
+/// Serves a stream that came by another way than TCP.
+pub fn serve_stream(stream: tokio::io::DuplexStream, http2: bool) {
+    let nowhere = SocketAddr::from(([0; 4], 0));
+    let service = service_fn(move |request| answer(request, [nowhere; 2]));
+    let io = TokioIo::new(stream);
+    if http2 {
+        let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        tokio::spawn(served.serve_connection(io, service));
+    } else {
+        let served = hyper::server::conn::http1::Builder::new();
+        tokio::spawn(served.serve_connection(io, service));
+    }
+}
+
 async fn accept(listener: &TcpListener) -> std::io::Result<(TcpStream, [SocketAddr; 2])> {
     let (stream, peer) = listener.accept().await?;
     let local = stream.local_addr()?;

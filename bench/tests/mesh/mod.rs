@@ -4,14 +4,18 @@
 #![allow(dead_code, reason = "each test uses its part of it")]
 
 pub mod app;
+pub mod by_hand;
 mod checks;
+pub mod hbone;
 pub mod http;
 pub mod load;
 pub mod moody;
 pub mod opaque;
+pub mod programs;
 
 pub use checks::Checks;
 
+use anyhow::{Context, Result, ensure};
 use app::App;
 use duet_bench::cluster::{
     CaptureReport, Endpoint, NetnsCluster, Placement, PodSpec, Proxy, Restart, ServiceSpec,
@@ -24,7 +28,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
 /// One cluster at a time: they would take the machine from each other.
@@ -37,6 +41,25 @@ pub struct Mesh {
     pub cluster: NetnsCluster,
     _machine: MutexGuard<'static, ()>,
 }
+
+/// For news to reach a proxy, on a slow machine.
+const DISCOVERY: Duration = Duration::from_secs(20);
+
+/// The tests of a file: what `run` tests, in both placements.
+macro_rules! in_both_placements {
+    ($run:ident) => {
+        #[test]
+        fn with_sidecars() {
+            $run(duet_bench::cluster::Placement::Sidecar);
+        }
+
+        #[test]
+        fn with_agents() {
+            $run(duet_bench::cluster::Placement::Agent);
+        }
+    };
+}
+pub(crate) use in_both_placements;
 
 /// A capture on all nodes at once.
 pub struct Wire(Vec<WireCapture>);
@@ -175,6 +198,31 @@ impl Mesh {
         let draft = path.with_extension("test");
         std::fs::write(&draft, text).unwrap();
         std::fs::rename(&draft, &path).unwrap();
+    }
+
+    /// The same, and the proxies of these pods know of it.
+    pub async fn describe(&self, text: &str, pods: &[&str]) -> Result<()> {
+        if text == self.read_mesh_yaml() {
+            return Ok(());
+        }
+        let version = |pod: &str| -> Result<u64> {
+            let (_, config) = self.proxy(pod).get(Endpoint::Admin, "/config")?;
+            let config: serde_json::Value = serde_json::from_str(&config)?;
+            config["directory"]["version"].as_u64().context("a version")
+        };
+        let before: Vec<_> = pods.iter().map(|pod| version(pod)).collect::<Result<_>>()?;
+        self.write_mesh_yaml(text);
+        let deadline = Instant::now() + DISCOVERY;
+        for (pod, before) in pods.iter().zip(before) {
+            while version(pod)? <= before {
+                ensure!(
+                    Instant::now() < deadline,
+                    "{pod}'s proxy hears nothing of it"
+                );
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        Ok(())
     }
 
     pub fn add_pod(&self, pod: PodSpec) -> Arc<App> {

@@ -58,6 +58,9 @@ pub const RETRY_BUDGET: &str = "duet.dev/retry-budget";
 
 /// What kubectl shows and enters when it is not told which container.
 pub const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+/// What Istio's ambient mode says of a pod, by annotation or label: that it takes HBONE.
+pub const ISTIO_REDIRECTION: &str = "ambient.istio.io/redirection";
+pub const ISTIO_TUNNEL: &str = "networking.istio.io/tunnel";
 /// A static pod's image in the API. Nothing that is done to it reaches the pod.
 pub const MIRROR: &str = "kubernetes.io/config.mirror";
 

@@ -463,6 +463,10 @@ fn times_retries_and_routes_are_read() {
         backends:
           - { service: web, port: 80, weight: 9 }
           - { service: default/canary, port: 80 }
+        mirrors:
+          - { service: canary, port: 80 }
+          - { service: web, port: 80, percent: 5 }
+          - { service: web, port: 80, fraction: 1/1000 }
       - name: moved
         match: [{ path: /old, queryExpressions: { v: \"[0-9]+\" } }]
         redirect: { scheme: https, status: 308 }
@@ -494,6 +498,16 @@ fn times_retries_and_routes_are_read() {
         .map(|one| (one.service.as_str(), one.weight))
         .collect();
     assert_eq!(backends, [("default/web", 9), ("default/canary", 1)]);
+    let mirrors = canary.mirrors.iter();
+    let mirrors: Vec<_> = mirrors
+        .map(|one| (one.service.as_str(), one.numerator, one.denominator))
+        .collect();
+    let expected = [
+        ("default/canary", 100, 100),
+        ("default/web", 5, 100),
+        ("default/web", 1, 1000),
+    ];
+    assert_eq!(mirrors, expected);
     let change = canary.request_headers.as_ref().unwrap();
     assert_eq!(change.set[0].value, "mesh");
     assert_eq!(moved.redirect.as_ref().unwrap().status, 308);
@@ -548,6 +562,22 @@ fn what_is_wrong_about_traffic_is_told_with_a_remedy() {
         (
             route("backends: [{ service: canary, port: 80, weight: -1 }]"),
             "from 0 to 1000000",
+        ),
+        (
+            route("mirrors: [{ service: nobody, port: 80 }]"),
+            "mirrors[0].service: there is no service default/nobody",
+        ),
+        (
+            route("mirrors: [{ service: canary, port: 80, percent: 101 }]"),
+            "from 0 to 100",
+        ),
+        (
+            route("mirrors: [{ service: canary, port: 80, fraction: 3/2 }]"),
+            "write one as 1/1000",
+        ),
+        (
+            route("mirrors: [{ service: canary, port: 80, percent: 1, fraction: 1/2 }]"),
+            "leave one of them out",
         ),
         (
             route("match: [{ path: /a }], rewrite: { prefix: /b }"),

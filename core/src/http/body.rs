@@ -1,3 +1,4 @@
+use super::copied::Copied;
 use super::deadline::Deadline;
 use super::replay::Replayed;
 use crate::admission::Admitted;
@@ -43,6 +44,7 @@ enum Source {
     Hyper(Incoming),
     H2(RecvStream),
     Replayed(Box<Replayed>),
+    Copied(Box<Copied>),
     #[cfg(test)]
     Pieces(tokio::sync::mpsc::Receiver<Bytes>),
 }
@@ -64,6 +66,11 @@ impl Body {
     /// What a request's body was, once more.
     pub fn replayed(body: Replayed) -> Self {
         Self::from(Source::Replayed(Box::new(body)))
+    }
+
+    /// What is copied as it goes by.
+    pub fn copied(body: Copied) -> Self {
+        Self::from(Source::Copied(Box::new(body)))
     }
 
     #[cfg(test)]
@@ -165,6 +172,7 @@ impl Body {
                 },
             },
             Source::Replayed(replayed) => ready!(replayed.poll_frame(cx)),
+            Source::Copied(copied) => ready!(copied.poll_frame(cx)),
             #[cfg(test)]
             Source::Pieces(pieces) => ready!(pieces.poll_recv(cx)).map(|it| Ok(Frame::data(it))),
         };
@@ -251,6 +259,7 @@ impl http_body::Body for Body {
             Source::Hyper(incoming) => incoming.is_end_stream(),
             Source::H2(stream) => stream.is_end_stream(),
             Source::Replayed(replayed) => replayed.is_end_stream(),
+            Source::Copied(copied) => copied.body().is_end_stream(),
             #[cfg(test)]
             Source::Pieces(pieces) => pieces.is_closed() && pieces.is_empty(),
         }
@@ -263,6 +272,7 @@ impl http_body::Body for Body {
             }
             Source::Hyper(incoming) => incoming.size_hint(),
             Source::H2(_) => SizeHint::default(),
+            Source::Copied(copied) => copied.body().size_hint(),
             Source::Replayed(replayed) => replayed
                 .exact_size()
                 .map_or_else(SizeHint::default, SizeHint::with_exact),

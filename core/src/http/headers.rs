@@ -13,6 +13,7 @@ use http::header::{
 };
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri, Version};
+use hyper::ext::ReasonPhrase;
 use std::net::SocketAddr;
 
 /// The address, one of the receiving workload's own, that a request is for.
@@ -24,11 +25,16 @@ const ORIGINAL_VERSION: HeaderName = HeaderName::from_static("duet-original-vers
 /// For the application: its caller's verified SPIFFE ID.
 const CLIENT_ID: HeaderName = HeaderName::from_static("duet-client-id");
 
-const OURS: [HeaderName; 5] = [
+/// On an answer: what an application of HTTP/1 says beside the status, if it is not what
+/// the status is called.
+const REASON: HeaderName = HeaderName::from_static("duet-reason");
+
+const OURS: [HeaderName; 6] = [
     DESTINATION,
     APP_PROTOCOL,
     ORIGINAL_VERSION,
     CLIENT_ID,
+    REASON,
     // CGI and WSGI cannot tell it from the one with hyphens.
     HeaderName::from_static("duet_client_id"),
 ];
@@ -81,10 +87,10 @@ pub fn is_upgrade<B>(request: &Request<B>) -> bool {
 pub fn for_mesh<B>(request: &mut Request<B>, destination: SocketAddr) {
     let original = OriginalVersion::of(request.version());
     let authority = authority(request, destination);
-    let path = request.uri().path_and_query().cloned();
+    let target = absolute(request.uri(), authority);
     strip(request.headers_mut());
     request.headers_mut().remove(HOST);
-    *request.uri_mut() = absolute(authority, path);
+    *request.uri_mut() = target;
     *request.version_mut() = Version::HTTP_2;
     let headers = request.headers_mut();
     if let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(destination.to_string())) {
@@ -130,9 +136,11 @@ pub fn for_plaintext<B>(request: &mut Request<B>, destination: SocketAddr) {
     let original = OriginalVersion::of(request.version());
     let authority = authority(request, destination);
     strip(request.headers_mut());
-    let path = request.uri().path_and_query().cloned();
-    *request.uri_mut() = absolute(authority, path);
-    if original != OriginalVersion::Http2 {
+    *request.uri_mut() = absolute(request.uri(), authority);
+    if original == OriginalVersion::Http2 {
+        // :authority says it.
+        request.headers_mut().remove(HOST);
+    } else {
         to_http1(request);
     }
     if let Some(protocol) = upgrade {
@@ -145,10 +153,26 @@ pub fn for_plaintext<B>(request: &mut Request<B>, destination: SocketAddr) {
 
 /// A response on its way back to a client that spoke `version`.
 pub fn response<B>(response: &mut Response<B>, version: Version) {
+    let reason = response.headers_mut().remove(REASON);
     if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
         strip(response.headers_mut());
     }
-    *response.version_mut() = version;
+    // To a client of HTTP/1.0 hyper says so itself, and keeps its connection if it may.
+    *response.version_mut() = version.max(Version::HTTP_11);
+    if let Some(reason) = reason
+        && let Ok(reason) = ReasonPhrase::try_from(reason.as_bytes())
+    {
+        response.extensions_mut().insert(reason);
+    }
+}
+
+/// HTTP/2 has no place for what an application of HTTP/1 says beside the status.
+pub fn reason_for_mesh<B>(response: &mut Response<B>) {
+    if let Some(reason) = response.extensions().get::<ReasonPhrase>()
+        && let Ok(reason) = HeaderValue::from_bytes(reason.as_bytes())
+    {
+        response.headers_mut().insert(REASON, reason);
+    }
 }
 
 /// Origin form with a Host header (RFC 9112 §3.2.1).
@@ -163,6 +187,11 @@ fn to_http1<B>(request: &mut Request<B>) {
     uri.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
     *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
     *request.version_mut() = Version::HTTP_11;
+    // RFC 9110 §10.1.4: for the next hop only.
+    if request.headers().contains_key(TE) {
+        let te = HeaderValue::from_static("te");
+        request.headers_mut().insert(CONNECTION, te);
+    }
 }
 
 /// RFC 9112 §3.2.2: the target's authority wins over Host.
@@ -177,10 +206,11 @@ fn authority<B>(request: &Request<B>, destination: SocketAddr) -> Authority {
     })
 }
 
-fn absolute(authority: Authority, path: Option<PathAndQuery>) -> Uri {
+fn absolute(target: &Uri, authority: Authority) -> Uri {
     let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(Scheme::HTTP);
+    parts.scheme = target.scheme().cloned().or(Some(Scheme::HTTP));
     parts.authority = Some(authority);
+    let path = target.path_and_query().cloned();
     parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
     Uri::from_parts(parts).unwrap_or_default()
 }
@@ -189,6 +219,8 @@ fn absolute(authority: Authority, path: Option<PathAndQuery>) -> Uri {
 fn strip(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = connection_options(headers)
+            // It is looked at below.
+            .filter(|option| !option.eq_ignore_ascii_case("te"))
             .filter_map(|option| option.parse().ok())
             .collect();
         for name in named {

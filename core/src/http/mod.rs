@@ -3,6 +3,7 @@
 
 mod body;
 mod classify;
+mod copied;
 mod deadline;
 mod headers;
 pub mod limits;
@@ -10,14 +11,17 @@ mod replay;
 mod serve;
 mod stall;
 mod synthesize;
+mod well_formed;
 
 pub use body::{Body, End};
 pub use classify::{Verdict, blames_server, grpc_status, verdict};
+pub use copied::Copied;
 pub use deadline::{Deadline, Timeout, grpc_timeout};
 pub use headers::{
     APP_PROTOCOL, DESTINATION, for_application, for_mesh, for_plaintext, is_upgrade, name_client,
-    response,
+    reason_for_mesh, response,
 };
 pub use replay::Replay;
 pub use serve::{HEADER_TIMEOUT, serve};
-pub use synthesize::{failure, from_application, is_failure, is_grpc, is_refusal};
+pub use synthesize::{failure, from_application, is_failure, is_grpc, is_refusal, malformed};
+pub use well_formed::{Malformed, well_formed};

@@ -4,6 +4,7 @@ use super::Body;
 use super::limits::{CONNECTION_WINDOW, MAX_STREAMS, STREAM_WINDOW};
 use super::stall::Carrier;
 use crate::detect::Protocol;
+use crate::relay::Abort;
 use crate::tenancy::{Share, Tenant};
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -11,7 +12,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
@@ -42,8 +43,8 @@ pub async fn serve<S, H, F>(
     handle: H,
 ) -> hyper::Result<()>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    H: Fn(Request<Incoming>) -> F,
+    S: AsyncRead + AsyncWrite + Abort + Unpin + Send + 'static,
+    H: Unpin + Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let service = service_fn(move |request| {
@@ -71,7 +72,7 @@ where
             }
         }
     } else {
-        let connection = http1::Builder::new()
+        let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .auto_date_header(false)
             // Otherwise hyper would not notice, while a handler runs, that the client left.
@@ -79,17 +80,23 @@ where
             .header_read_timeout(HEADER_TIMEOUT)
             .serve_connection(io, service)
             .with_upgrades();
-        let carried = async {
-            let mut connection = pin!(connection);
-            tokio::select! {
+        let carried = async move {
+            let ended = tokio::select! {
                 // First: one that has only just begun is not idle, it has asked already.
                 biased;
-                ended = connection.as_mut() => ended,
+                ended = &mut connection => ended,
                 () = drain.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
+                    Pin::new(&mut connection).graceful_shutdown();
+                    (&mut connection).await
                 }
+            };
+            // Half an answer must not look whole where its end is the connection's.
+            if ended.as_ref().is_err_and(hyper::Error::is_user)
+                && let Some(parts) = connection.into_parts()
+            {
+                parts.io.into_inner().abort();
             }
+            ended
         };
         // Of one that is cut, the deadline tells.
         Carrier::new(carried).await.unwrap_or(Ok(()))

@@ -7,8 +7,8 @@ use super::classify::{
     GRPC_UNIMPLEMENTED, grpc_status,
 };
 use crate::upstream::UpstreamError;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 
 /// Why the proxy, and not the server, answers.
 const PROXY_ERROR: HeaderName = HeaderName::from_static("duet-proxy-error");
@@ -51,6 +51,7 @@ pub fn failure(error: &UpstreamError, grpc: bool) -> Response<Body> {
             StatusCode::FORBIDDEN
         }
         UpstreamError::NotLocal(_) => StatusCode::MISDIRECTED_REQUEST,
+        UpstreamError::Malformed(why) => why.status(),
         UpstreamError::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
         UpstreamError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
         UpstreamError::NoRoute => StatusCode::NOT_FOUND,
@@ -101,6 +102,18 @@ pub fn failure(error: &UpstreamError, grpc: bool) -> Response<Body> {
         }
     }
     response.headers_mut().insert(PROXY_ERROR, header(&reason));
+    response
+}
+
+/// Refuses a request of which nothing is certain, not even where the next one begins:
+/// HTTP/1 ends its connection.
+pub fn malformed(error: &UpstreamError, version: Version) -> Response<Body> {
+    let mut response = failure(error, false);
+    if version <= Version::HTTP_11 {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
+    *response.version_mut() = version;
     response
 }
 

@@ -23,6 +23,11 @@ impl Outbound {
         self.connection.request();
         let version = request.version();
         let local = self.local.clone();
+        if let Err(error) = message::well_formed(&request) {
+            let error = UpstreamError::Malformed(error);
+            local.failed(DIRECTION, error.failure(), &error);
+            return message::malformed(&error, version);
+        }
         let log = &local.shared.log;
         let mut line = log.is_on().then(|| self.line(&request, protocol));
         let grpc = message::is_grpc(&request);
@@ -104,9 +109,18 @@ impl Outbound {
         place: Place,
         flight: &InFlight,
         target: &Target,
-        mut request: Request<Body>,
+        request: Request<Body>,
     ) -> Result<Response<Body>, UpstreamError> {
         self.connection.reached(flight.endpoint(), target, false);
+        self.send_to(place, target, request).await
+    }
+
+    pub(super) async fn send_to(
+        &self,
+        place: Place,
+        target: &Target,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, UpstreamError> {
         if target.native_http {
             message::for_mesh(&mut request, target.address);
         } else {

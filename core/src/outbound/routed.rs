@@ -9,9 +9,9 @@
 use super::request::judge;
 use super::{Answered, Outbound};
 use crate::balance::Endpoint;
-use crate::directory::Destination;
+use crate::directory::{Destination, ServicePort};
 use crate::http::{self as message, Body, Deadline, Replay, Timeout};
-use crate::traffic::{Budget, Choice, Discarded, RetryPolicy, Rule, Traffic};
+use crate::traffic::{Backend, Budget, Choice, Discarded, RetryPolicy, Rule, Traffic};
 use crate::upstream::UpstreamError;
 use ::http::request::Parts;
 use ::http::{Method, Request, Version};
@@ -44,7 +44,7 @@ enum Bodies {
 impl Outbound {
     /// Where it falls under a rule of the service.
     pub(super) async fn routed(
-        &self,
+        self: &Arc<Self>,
         traffic: &Traffic,
         mut request: Request<Incoming>,
         grpc: bool,
@@ -86,6 +86,7 @@ impl Outbound {
             let head = routed.within([rule.timeouts.each_try, rule.timeouts.head]);
             within(head, self.forward(&routed.to, request)).await?
         } else {
+            let request = self.mirrored(rule, request.map(Body::from));
             let policy = rule.retry.as_ref();
             match policy.filter(|policy| policy.repeats(request.method(), grpc)) {
                 Some(policy) => {
@@ -94,7 +95,6 @@ impl Outbound {
                 }
                 None => {
                     let version = request.version();
-                    let request = request.map(Body::from);
                     routed.attempt(version, request, &mut None).await?
                 }
             }
@@ -111,12 +111,14 @@ impl Outbound {
             }
             Choice::Other(backend) => backend,
         };
-        let directory = &self.local.shared.directory;
-        let ipv4 = self.to.0.is_ipv4();
-        directory
-            .service_port(&backend.service, backend.port, ipv4)
+        self.service_port(backend)
             .map(Destination::Service)
             .ok_or_else(|| UpstreamError::NoBackend(backend.unknown().into()))
+    }
+
+    pub(super) fn service_port(&self, backend: &Backend) -> Option<Arc<ServicePort>> {
+        let directory = &self.local.shared.directory;
+        directory.service_port(&backend.service, backend.port, self.to.0.is_ipv4())
     }
 }
 
@@ -124,13 +126,13 @@ impl Routed<'_> {
     /// Tries until an answer is good enough, or there may be no further try.
     async fn tries(
         &self,
-        request: Request<Incoming>,
+        request: Request<Body>,
         policy: &RetryPolicy,
         budget: &Budget,
     ) -> Result<Answered, UpstreamError> {
         let version = request.version();
         let (head, body) = request.into_parts();
-        let mut bodies = Bodies::of(Body::from(body));
+        let mut bodies = Bodies::of(body);
         let mut avoid = None;
         budget.deposit(std::time::Instant::now());
         for retry in 0.. {

@@ -46,6 +46,7 @@ pub struct Metrics {
     decisions: Labelled,
     routed: Labelled,
     retries: Labelled,
+    mirrored: Labelled,
     timeouts: Labelled,
     refused: Labelled,
     certificate_expiry: GaugeVec,
@@ -71,6 +72,7 @@ pub enum Failure {
     Handshake,
     Identity,
     Plaintext,
+    Malformed,
     Upstream,
     NotLocal,
     OutOfReach,
@@ -82,7 +84,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::OriginalDestination,
         Self::NoEndpoints,
         Self::Connect,
@@ -90,6 +92,7 @@ impl Failure {
         Self::Handshake,
         Self::Identity,
         Self::Plaintext,
+        Self::Malformed,
         Self::Upstream,
         Self::NotLocal,
         Self::OutOfReach,
@@ -109,6 +112,7 @@ impl Failure {
             Self::Handshake => "handshake",
             Self::Identity => "identity",
             Self::Plaintext => "plaintext_refused",
+            Self::Malformed => "malformed",
             Self::Upstream => "upstream",
             Self::NotLocal => "not_local",
             Self::OutOfReach => "out_of_reach",
@@ -263,6 +267,13 @@ impl Metrics {
                  pushed_back, no_time.",
                 ["service", "result"],
             ),
+            mirrored: Labelled::new(
+                &registry,
+                "duet_mirrored_requests_total",
+                "Copies of requests, by the service that they are for and what became of them: \
+                 sent, failed, body_too_long, too_many.",
+                ["service", "result"],
+            ),
             timeouts: Labelled::new(
                 &registry,
                 "duet_timeouts_total",
@@ -353,6 +364,7 @@ impl Metrics {
             &self.decisions,
             &self.routed,
             &self.retries,
+            &self.mirrored,
             &self.timeouts,
             &self.refused,
         ] {
@@ -390,6 +402,10 @@ impl Metrics {
 
     pub fn retry(&self, local: &WorkloadName, service: &str, result: &str) {
         self.retries.counter(local, service, result).inc();
+    }
+
+    pub fn mirrored(&self, local: &WorkloadName, service: &str, result: &str) {
+        self.mirrored.counter(local, service, result).inc();
     }
 
     pub fn refused(&self, local: &WorkloadName, peer: &str, reason: &str) {

@@ -112,15 +112,21 @@ struct State {
     /// Streams that are open, or about to be.
     open: AtomicUsize,
     /// Over mTLS: whether what was checked when it was made is still true.
-    standing: Option<Standing>,
+    standing: Option<Arc<Standing>>,
     tenant: Tenant,
+}
+
+impl Slot {
+    pub fn standing(&self) -> Option<Arc<Standing>> {
+        self.0.standing.clone()
+    }
 }
 
 impl Connection {
     pub async fn establish<S>(
         io: S,
         address: SocketAddr,
-        standing: Option<Standing>,
+        standing: Option<Arc<Standing>>,
         driver: Driver,
     ) -> Result<Self, UpstreamError>
     where
@@ -156,7 +162,11 @@ impl Connection {
 
     fn is_usable(&self) -> bool {
         !self.state.closed.load(Ordering::Acquire)
-            && self.state.standing.as_ref().is_none_or(Standing::holds)
+            && self
+                .state
+                .standing
+                .as_ref()
+                .is_none_or(|standing| standing.holds())
     }
 
     fn is_idle(&self) -> bool {

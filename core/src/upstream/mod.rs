@@ -14,7 +14,7 @@ pub use tunnel::{Tunnel, send_body};
 use crate::capture::{Direction, Kernel, MESH_PORT, WorkloadName};
 use crate::detect::Protocol;
 use crate::directory::Transport;
-use crate::http::{self as message, Body, Timeout};
+use crate::http::{self as message, Body, Malformed, Timeout};
 use crate::identity::{Certificate, Identity, explain_handshake, unexpected_peer};
 use crate::relay::Abort;
 use crate::telemetry::connections::{self, Kind, Opened};
@@ -143,6 +143,8 @@ pub enum UpstreamError {
     /// the next proxy instead.
     #[error("CONNECT is not passed on")]
     ConnectMethod,
+    #[error("{0}")]
+    Malformed(Malformed),
 }
 
 impl UpstreamError {
@@ -154,6 +156,7 @@ impl UpstreamError {
             Self::OutOfReach(_) => Failure::OutOfReach,
             Self::Denied(_) => Failure::Policy,
             Self::Plaintext => Failure::Plaintext,
+            Self::Malformed(_) => Failure::Malformed,
             Self::Connect { .. } => Failure::Connect,
             Self::ConnectTimeout(_) => Failure::ConnectTimeout,
             Self::Handshake { .. } => Failure::Handshake,
@@ -267,10 +270,23 @@ impl Upstreams {
         http1: bool,
         certificate: impl AsyncFnOnce() -> Result<Arc<Certificate>, UpstreamError>,
     ) -> Result<Box<dyn Io>, UpstreamError> {
-        let Some(peer) = &target.peer else {
-            return Ok(Box::new(self.tcp(target.address).await?));
-        };
-        let mut request = Request::connect(target.address.to_string())
+        Ok(match &target.peer {
+            Some(peer) => Box::new(
+                self.tunnel(target.address, peer, http1, certificate)
+                    .await?,
+            ),
+            None => Box::new(self.tcp(target.address).await?),
+        })
+    }
+
+    async fn tunnel(
+        &self,
+        address: SocketAddr,
+        peer: &Identity,
+        http1: bool,
+        certificate: impl AsyncFnOnce() -> Result<Arc<Certificate>, UpstreamError>,
+    ) -> Result<Tunnel, UpstreamError> {
+        let mut request = Request::connect(address.to_string())
             .version(Version::HTTP_2)
             .body(())
             .map_err(UpstreamError::http)?;
@@ -281,14 +297,14 @@ impl Upstreams {
         let certificate = certificate().await?;
         for _ in 0..SUCCESSORS {
             let known = async || Ok(certificate.clone());
-            let stream = self.mesh(target.address, peer, known).await?;
+            let stream = self.mesh(address, peer, known).await?;
             if let Some(tunnel) = stream.connect(request.clone()).await? {
-                return Ok(Box::new(tunnel));
+                return Ok(tunnel);
             }
         }
         let reason = io::Error::other("its proxies go away one after the other");
         Err(UpstreamError::Connect {
-            address: target.address,
+            address,
             reason: Arc::new(reason),
         })
     }
@@ -314,12 +330,18 @@ impl Upstreams {
                 };
                 Ok(Place::Http2(shared.get(connect).await?))
             }
-            _ if version == Version::HTTP_2 => {
-                // A peer that only has tunnels: HTTP/2 inside one, for this request.
-                let tunnel = self.open(target, false, certificate).await?;
-                let connection =
-                    h2::Connection::establish(tunnel, target.address, None, self.driver());
-                Ok(Place::Http2(connection.await?.first()?))
+            Some(peer) if version == Version::HTTP_2 => {
+                // A peer that only has tunnels: HTTP/2 inside one, while what the tunnel
+                // is in may take new streams.
+                let shared = get_or_default(&self.h2, (target.address, Some(peer.clone())));
+                let connect = async || {
+                    let tunnel = self
+                        .tunnel(target.address, peer, false, certificate)
+                        .await?;
+                    let standing = tunnel.standing();
+                    h2::Connection::establish(tunnel, target.address, standing, self.driver()).await
+                };
+                Ok(Place::Http2(shared.get(connect).await?))
             }
             _ => {
                 let idle = get_or_default(&self.h1, target.clone()).take();
@@ -453,7 +475,8 @@ impl Upstreams {
             listed.between(Some(peer), connections::Transport::Mtls);
             listed.speaks(Protocol::Http2);
             let stream = entry.server(stream);
-            h2::Connection::establish(stream, address, Some(standing), self.driver()).await
+            let standing = Some(Arc::new(standing));
+            h2::Connection::establish(stream, address, standing, self.driver()).await
         };
         shared.get(connect).await
     }

@@ -1,6 +1,7 @@
 //! Bytes in an HTTP/2 stream: a tunnel (CONNECT, RFC 9113 §8.5) and a body.
 
 use super::h2::Slot;
+use crate::identity::Standing;
 use crate::relay::Abort;
 use ::h2::{Reason, RecvStream, SendStream};
 use bytes::{Buf, Bytes};
@@ -8,6 +9,7 @@ use http_body::Body;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -19,7 +21,7 @@ pub struct Tunnel {
     read: Bytes,
     finished: bool,
     /// Its place on the connection, where this side made it.
-    _slot: Option<Slot>,
+    slot: Option<Slot>,
 }
 
 impl Tunnel {
@@ -29,13 +31,18 @@ impl Tunnel {
             recv,
             read: Bytes::new(),
             finished: false,
-            _slot: None,
+            slot: None,
         }
     }
 
     pub fn on(mut self, slot: Slot) -> Self {
-        self._slot = Some(slot);
+        self.slot = Some(slot);
         self
+    }
+
+    /// Whether what was checked when its connection was made is still true.
+    pub fn standing(&self) -> Option<Arc<Standing>> {
+        self.slot.as_ref()?.standing()
     }
 }
 

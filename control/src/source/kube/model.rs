@@ -17,7 +17,7 @@ use super::status::Wanted;
 use super::watch::Kind;
 use crate::crd::AuthorizationPolicy;
 use crate::state::{Backends, MeshState};
-use duet_core::api::{self, Endpoint, Placement, ServicePort, Workload};
+use duet_core::api::{self, Endpoint, ServicePort, Workload};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -432,7 +432,7 @@ impl Model {
         match self.namespaces.get(namespace) {
             Some(_) if same && self.state.workloads.contains_key(&named.name) => Behind::Workload,
             // Meshed, and not yet or no longer a workload.
-            Some(said) if same && pod.placement(said) == Placement::Unplaced => Behind::Outside,
+            Some(said) if same && !pod.is_meshed(said) => Behind::Outside,
             _ => Behind::Unknown,
         }
     }

@@ -1,5 +1,5 @@
 use super::*;
-use duet_core::api::{MeshProtocol, Mtls};
+use duet_core::api::{MeshProtocol, Mtls, Placement};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -134,6 +134,34 @@ fn an_endpoint_waits_for_its_pod() {
 
     model.pod(Change::Gone("ns/a".into()));
     assert_eq!(endpoints(&mut model), []);
+}
+
+#[test]
+fn pods_of_istios_ambient_mode_are_reached_by_hbone() {
+    let marks = [
+        json!({ "annotations": { "ambient.istio.io/redirection": "enabled" } }),
+        json!({ "labels": { "networking.istio.io/tunnel": "http" } }),
+    ];
+    for mark in marks {
+        let mut model = mesh();
+        model.slice(slice("web-1", http(), &[ready("10.0.0.1", "a", "1")]));
+        put_pod(&mut model, "a", pod("1", "10.0.0.1", mark.clone()));
+        let known = workload(&mut model, "a").unwrap();
+        assert_eq!(known.protocol(), MeshProtocol::Hbone, "{mark}");
+        assert_eq!(endpoints(&mut model), [pair("10.0.0.1:8080", "ns/a")]);
+        let off = json!({ "annotations": { "ambient.istio.io/redirection": "disabled" } });
+        put_pod(&mut model, "a", pod("1", "10.0.0.1", off));
+        assert_eq!(workload(&mut model, "a"), None);
+        assert_eq!(endpoints(&mut model), [pair("10.0.0.1:8080", "")]);
+    }
+    // What Duet proxies itself has more.
+    let mut model = mesh();
+    let both = json!({ "annotations": {
+        "ambient.istio.io/redirection": "enabled", "duet.dev/placement": "sidecar",
+    } });
+    put_pod(&mut model, "a", pod("1", "10.0.0.1", both));
+    let known = workload(&mut model, "a").unwrap();
+    assert_eq!(known.protocol(), MeshProtocol::Duet);
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub struct Pod {
     /// By the injector or by its containers, so for the whole of its life.
     stamp: Option<Placement>,
     mode: Option<Mode>,
+    /// Another mesh takes HBONE for it, as Istio's ambient mode says of its pods.
+    hbone: bool,
     /// An agent says that it has its connections.
     enrolled: bool,
     mtls: Option<Mtls>,
@@ -118,6 +120,12 @@ impl Pod {
             mode: labels
                 .get(names::MODE)
                 .map(|value| Mode::read(value, &mut complaints)),
+            hbone: annotations
+                .get(names::ISTIO_REDIRECTION)
+                .is_some_and(|value| value == "enabled")
+                || labels
+                    .get(names::ISTIO_TUNNEL)
+                    .is_some_and(|value| value == "http"),
             enrolled: conditions
                 .iter()
                 .any(|condition| condition.type_ == names::ENROLLED && condition.status == "True"),
@@ -154,6 +162,11 @@ impl Pod {
         }
     }
 
+    /// Whether it is reached through a mesh, Duet's or one that has HBONE.
+    pub fn is_meshed(&self, namespace: &Namespace) -> bool {
+        self.placement(namespace) != Placement::Unplaced || (self.hbone && !self.host_network)
+    }
+
     /// Addresses to be known by, while it has them.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses
@@ -169,12 +182,14 @@ impl Pod {
     /// if it is not in the mesh, not yet on a node, or finished.
     pub fn workload(&self, name: &str, namespace: &Namespace) -> Option<Workload> {
         let placement = self.placement(namespace);
-        if placement == Placement::Unplaced || self.finished || self.node.is_empty() {
+        if !self.is_meshed(namespace) || self.finished || self.node.is_empty() {
             return None;
         }
         // A pod that was stamped never speaks plaintext, and one that ran before
         // its namespace was labelled does until it has been taken over.
-        let protocol = if self.stamp.is_some() || self.enrolled {
+        let protocol = if placement == Placement::Unplaced {
+            MeshProtocol::Hbone
+        } else if self.stamp.is_some() || self.enrolled {
             MeshProtocol::Duet
         } else {
             MeshProtocol::None

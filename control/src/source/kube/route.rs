@@ -80,7 +80,7 @@ impl Route {
     /// The services that it names, as parents or backends, from `namespace`.
     fn named(&self, namespace: &str) -> BTreeSet<Name> {
         let rules = self.spec["rules"].as_array().into_iter().flatten();
-        let backends = rules.flat_map(|rule| rule["backendRefs"].as_array().into_iter().flatten());
+        let backends = rules.flat_map(backends).map(|(_, backend)| backend);
         let named = self.services().chain(backends);
         named.map(|one| name_of(one, namespace)).collect()
     }
@@ -220,9 +220,8 @@ impl Route {
     fn resolved(&self, namespace: &str, services: &Objects<Service>) -> Result<(), Refusal> {
         let rules = self.spec["rules"].as_array().into_iter().flatten();
         for (index, rule) in rules.enumerate() {
-            let backends = rule["backendRefs"].as_array().into_iter().flatten();
-            for (number, backend) in backends.enumerate() {
-                let field = format!("spec.rules[{index}].backendRefs[{number}]");
+            for (field, backend) in backends(rule) {
+                let field = format!("spec.rules[{index}].{field}");
                 if !is_service(backend) {
                     return Err(("InvalidKind", format!("{field}: it is no Service")));
                 }
@@ -253,6 +252,17 @@ impl Route {
         }
         Ok(())
     }
+}
+
+/// All that a rule sends requests to, copies included, and where it says so.
+fn backends(rule: &Value) -> impl Iterator<Item = (String, &Value)> {
+    let all = move |key: &'static str| rule[key].as_array().into_iter().flatten().enumerate();
+    let backends = all("backendRefs").map(|(n, one)| (format!("backendRefs[{n}]"), one));
+    let mirrors = all("filters").filter_map(|(n, filter)| {
+        let one = filter.pointer("/requestMirror/backendRef")?;
+        Some((format!("filters[{n}].requestMirror.backendRef"), one))
+    });
+    backends.chain(mirrors)
 }
 
 fn unsupported(what: &str) -> Refusal {

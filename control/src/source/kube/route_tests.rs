@@ -103,7 +103,7 @@ fn what_is_not_supported_is_named() {
         rule.pointer_mut(parent_path).unwrap()[key] = value;
         accepted(json!({ "parentRefs": [parent("web")], "rules": [rule] }))
     };
-    let mirror = json!([{ "type": "RequestMirror", "requestMirror": {} }]);
+    let extension = json!([{ "type": "ExtensionRef", "extensionRef": {} }]);
     let replaced = json!([{ "type": "URLRewrite", "urlRewrite": {
         "path": { "type": "ReplacePrefixMatch", "replacePrefixMatch": "/new" },
     } }]);
@@ -128,8 +128,8 @@ fn what_is_not_supported_is_named() {
         ),
         (
             "/filters",
-            mirror,
-            "filters[0]: the filter \"RequestMirror\"",
+            extension,
+            "filters[0]: the filter \"ExtensionRef\"",
         ),
         ("/filters", host, "filters[0]: \"Host\""),
         (
@@ -279,6 +279,42 @@ fn a_rule_is_told_as_it_is_written() {
     // And of a service that is not its parent it says nothing.
     let other = json!({ "parentRefs": [parent("other")], "rules": [all_to("web")] });
     assert!(told(Kind::Http, other).is_empty());
+}
+
+#[test]
+fn mirrors_are_told_and_resolved_as_backends_are() {
+    let mirrored = |said: Value| {
+        let mut rule = all_to("web");
+        rule["filters"] = json!([{ "type": "RequestMirror", "requestMirror": said }]);
+        json!({ "parentRefs": [parent("web")], "rules": [rule] })
+    };
+    let to = |name: &str| json!({ "name": name, "port": 80 });
+    for (said, expected) in [
+        (json!({ "backendRef": to("two") }), ("ns/two", 1, 1)),
+        (
+            json!({ "backendRef": to("two"), "percent": 5 }),
+            ("ns/two", 5, 100),
+        ),
+        (
+            json!({ "backendRef": to("two"), "fraction": { "numerator": 1, "denominator": 1000 } }),
+            ("ns/two", 1, 1000),
+        ),
+    ] {
+        let [route] = &told(Kind::Http, mirrored(said))[..] else {
+            panic!("one route")
+        };
+        let [one] = &route.mirrors[..] else {
+            panic!("{:?}", route.mirrors)
+        };
+        let told = (one.service.as_str(), one.numerator, one.denominator);
+        assert_eq!(told, expected);
+        assert_eq!(route.backends[0].service, "ns/web");
+    }
+    let [accepted, resolved] = verdict(mirrored(json!({ "backendRef": to("missing") })));
+    assert_eq!(accepted.0, "Accepted");
+    assert_eq!(resolved.0, "BackendNotFound");
+    let field = "spec.rules[0].filters[0].requestMirror.backendRef";
+    assert!(resolved.1.starts_with(field), "{}", resolved.1);
 }
 
 #[test]

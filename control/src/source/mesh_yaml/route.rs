@@ -4,8 +4,8 @@ use super::{Reading, Text, traffic::RetryEntry, traffic::TimeoutsEntry};
 use crate::state::{MeshState, key};
 use crate::traffic;
 use duet_core::api::{
-    HeaderChange, HeaderField, NewPrefix, Redirect, Rewrite, Route, RouteBackend, RouteMatch,
-    Service, ValueMatch, redirect, rewrite, route_match, value_match,
+    HeaderChange, HeaderField, Mirror, NewPrefix, Redirect, Rewrite, Route, RouteBackend,
+    RouteMatch, Service, ValueMatch, redirect, rewrite, route_match, value_match,
 };
 use serde::Deserialize;
 use serde_saphyr::Spanned;
@@ -40,6 +40,8 @@ pub(super) struct RouteEntry {
     response_headers: Option<HeadersEntry>,
     redirect: Option<Spanned<RedirectEntry>>,
     rewrite: Option<Spanned<RewriteEntry>>,
+    #[serde(default)]
+    mirrors: Vec<MirrorEntry>,
     timeouts: Option<TimeoutsEntry>,
     retry: Option<RetryEntry>,
 }
@@ -67,6 +69,15 @@ struct BackendEntry {
     service: Text,
     port: Text,
     weight: Option<Text>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct MirrorEntry {
+    service: Text,
+    port: Text,
+    percent: Option<Text>,
+    fraction: Option<Text>,
 }
 
 #[derive(Deserialize)]
@@ -161,6 +172,11 @@ impl Reading {
             let field = format!("{field}.backends[{index}]");
             backends.push(self.backend(&field, entry, &of.namespace));
         }
+        let mut mirrors = Vec::with_capacity(entry.mirrors.len());
+        for (index, entry) in entry.mirrors.iter().enumerate() {
+            let field = format!("{field}.mirrors[{index}]");
+            mirrors.push(self.mirror(&field, entry, &of.namespace));
+        }
         if let (Some(redirect), false) = (&entry.redirect, entry.backends.is_empty()) {
             self.wrong(
                 redirect,
@@ -179,6 +195,7 @@ impl Reading {
                 .map(|entry| self.rewrite(&format!("{field}.rewrite"), entry, prefix.as_deref())),
             matches,
             backends,
+            mirrors,
             request_headers: self.headers(
                 &format!("{field}.requestHeaders"),
                 entry.request_headers.as_ref(),
@@ -255,31 +272,65 @@ impl Reading {
     }
 
     fn backend(&mut self, field: &str, entry: &BackendEntry, namespace: &str) -> RouteBackend {
-        let named = &entry.service.value;
-        let service = if named.contains('/') {
-            named.clone()
-        } else {
-            key(namespace, named)
-        };
+        let (service, port) = self.named(field, (&entry.service, &entry.port), namespace);
         let weight = entry.weight.as_ref();
         let weight = weight.map(|text| {
             self.word(&format!("{field}.weight"), Some(text), |text| {
                 traffic::number(text, 0..=MAX_WEIGHT)
             })
         });
-        self.backends.push(super::NamedBackend {
-            field: field.to_owned(),
-            line: super::line(&entry.service),
-            service: service.clone(),
-            port: entry.port.value.clone(),
-        });
         RouteBackend {
             service,
-            port: self
-                .port(&format!("{field}.port"), &entry.port)
-                .unwrap_or_default(),
+            port,
             weight: weight.unwrap_or(DEFAULT_WEIGHT),
         }
+    }
+
+    fn mirror(&mut self, field: &str, entry: &MirrorEntry, namespace: &str) -> Mirror {
+        let (service, port) = self.named(field, (&entry.service, &entry.port), namespace);
+        if let (Some(_), Some(fraction)) = (&entry.percent, &entry.fraction) {
+            let problem =
+                format!("{field}.fraction: percent says it already: leave one of them out");
+            self.wrong(fraction, problem);
+        }
+        let percent = entry.percent.as_ref().map(|text| {
+            self.word(&format!("{field}.percent"), Some(text), |text| {
+                traffic::number(text, 0..=100)
+            })
+        });
+        let fraction = entry
+            .fraction
+            .as_ref()
+            .map(|text| self.word(&format!("{field}.fraction"), Some(text), traffic::fraction));
+        let (numerator, denominator) = fraction.unwrap_or((percent.unwrap_or(100), 100));
+        Mirror {
+            service,
+            port,
+            numerator,
+            denominator,
+        }
+    }
+
+    /// A service's full name and port, which are looked at again once all are known.
+    fn named(
+        &mut self,
+        field: &str,
+        (service, port): (&Text, &Text),
+        namespace: &str,
+    ) -> (String, u32) {
+        let full = if service.value.contains('/') {
+            service.value.clone()
+        } else {
+            key(namespace, &service.value)
+        };
+        self.backends.push(super::NamedBackend {
+            field: field.to_owned(),
+            line: super::line(service),
+            service: full.clone(),
+            port: port.value.clone(),
+        });
+        let port = self.port(&format!("{field}.port"), port);
+        (full, port.unwrap_or_default())
     }
 
     /// Once all services are known.

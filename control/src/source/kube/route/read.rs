@@ -6,7 +6,7 @@
 use super::{Refusal, is_absent, is_service, name_of, unsupported};
 use crate::traffic;
 use duet_core::api::{
-    HeaderChange, HeaderField, NewPrefix, Redirect, Retry, Rewrite, Route, RouteBackend,
+    HeaderChange, HeaderField, Mirror, NewPrefix, Redirect, Retry, Rewrite, Route, RouteBackend,
     RouteMatch, StatusRange, Timeouts, ValueMatch, redirect, rewrite, route_match, value_match,
 };
 use serde_json::Value;
@@ -30,6 +30,7 @@ struct Filters {
     response_headers: Option<HeaderChange>,
     redirect: Option<Redirect>,
     rewrite: Option<Rewrite>,
+    mirrors: Vec<Mirror>,
 }
 
 /// One route for each rule, all called `name`.
@@ -98,11 +99,13 @@ fn rule(kind: Kind, rule: &Value, field: &str, namespace: &str) -> Result<Route,
         &rule["filters"],
         &format!("{field}.filters"),
         prefix.as_deref(),
+        namespace,
     )?;
     route.request_headers = filters.request_headers;
     route.response_headers = filters.response_headers;
     route.redirect = filters.redirect;
     route.rewrite = filters.rewrite;
+    route.mirrors = filters.mirrors;
     for (index, backend) in all(&rule["backendRefs"]).enumerate() {
         let field = format!("{field}.backendRefs[{index}]");
         route
@@ -207,7 +210,12 @@ fn values(
     all(said).map(read_one).collect()
 }
 
-fn filters(said: &Value, field: &str, matched: Option<&str>) -> Result<Filters, Refusal> {
+fn filters(
+    said: &Value,
+    field: &str,
+    matched: Option<&str>,
+    namespace: &str,
+) -> Result<Filters, Refusal> {
     let mut filters = Filters::default();
     for (index, filter) in all(said).enumerate() {
         let field = format!("{field}[{index}]");
@@ -246,10 +254,43 @@ fn filters(said: &Value, field: &str, matched: Option<&str>) -> Result<Filters, 
                     }),
                 });
             }
+            "RequestMirror" => {
+                let said = &filter["requestMirror"];
+                filters.mirrors.push(mirror(said, &field, namespace)?);
+            }
             other => return Err(unsupported(&format!("{field}: the filter {other:?}"))),
         }
     }
     Ok(filters)
+}
+
+fn mirror(said: &Value, field: &str, namespace: &str) -> Result<Mirror, Refusal> {
+    let field = format!("{field}.requestMirror");
+    for (name, value) in said.as_object().into_iter().flatten() {
+        match &**name {
+            "backendRef" | "percent" | "fraction" => {}
+            _ if is_absent(value) => {}
+            _ => return Err(unsupported(&format!("{field}.{name}"))),
+        }
+    }
+    let to = backend(
+        &said["backendRef"],
+        &format!("{field}.backendRef"),
+        namespace,
+    )?;
+    let fraction = &said["fraction"];
+    let (numerator, denominator) = match (said["percent"].as_u64(), fraction["numerator"].as_u64())
+    {
+        (Some(percent), _) => (percent, 100),
+        (None, Some(numerator)) => (numerator, fraction["denominator"].as_u64().unwrap_or(100)),
+        (None, None) => (1, 1),
+    };
+    Ok(Mirror {
+        service: to.service,
+        port: to.port,
+        numerator: u32::try_from(numerator).unwrap_or(u32::MAX),
+        denominator: u32::try_from(denominator).unwrap_or(u32::MAX),
+    })
 }
 
 enum NewPath {

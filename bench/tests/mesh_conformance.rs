@@ -1,0 +1,115 @@
+//! HTTP/2 as RFC 9113 and RFC 7541 have it, by h2spec (`make h2spec`), wherever a proxy is
+//! the server: to its application, to a client outside the mesh, and to a peer.
+#![forbid(unsafe_code)]
+
+mod mesh;
+
+use anyhow::{Result, ensure};
+use duet_bench::cluster::{Placement, PodSpec, ServiceSpec};
+use mesh::hbone::Papers;
+use mesh::http::serve_http2;
+use mesh::programs::{are_there, attempt};
+use mesh::{Checks, Mesh};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+const HTTP2: u16 = 8080;
+/// Where a peer's h2spec finds TLS done for it.
+const FORWARDED: u16 = 7000;
+
+/// What h2spec finds wrong and why it is left as it is.
+const EXPLAINED: [(&str, &str); 1] = [(
+    "http2/3.5: Sends invalid connection preface",
+    "the connection ends, as it must, but by a reset, which h2spec does not take for an end",
+)];
+
+mesh::in_both_placements!(run);
+
+fn run(placement: Placement) {
+    if !are_there("HTTP/2 conformance", &["h2spec"]) {
+        return;
+    }
+    let pods = [
+        PodSpec::new("client"),
+        PodSpec::new("server").node(2),
+        PodSpec::new("outsider")
+            .service_account("outsider")
+            .meshed(false),
+    ];
+    let shop = ServiceSpec::new("shop")
+        .port_as(80, HTTP2, "kubernetes.io/h2c")
+        .pods(["server"]);
+    let Some(mesh) = Mesh::start(placement, pods, [shop]) else {
+        return;
+    };
+    let shop = mesh.cluster.service("shop").unwrap();
+    mesh.block_on(async {
+        let server = mesh.app("server");
+        serve_http2(server, HTTP2);
+        let papers = Papers::of(&mesh, "spiffe://duet.local/ns/default/sa/outsider").unwrap();
+        papers
+            .forward(mesh.app("outsider"), FORWARDED, server)
+            .unwrap();
+
+        let mut checks = Checks::default();
+        for (name, pod, to) in [
+            ("to the application", "client", (shop.v4, 80).into()),
+            ("to a client outside", "outsider", server.at(HTTP2)),
+            (
+                "to a peer",
+                "outsider",
+                SocketAddr::from(([127, 0, 0, 1], FORWARDED)),
+            ),
+        ] {
+            checks
+                .run_within(PATIENCE, name, conforms(&mesh, pod, to))
+                .await;
+        }
+        checks.assert_all_passed();
+    });
+}
+
+/// Some of its cases wait for what must not come.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(300);
+
+async fn conforms(mesh: &Mesh, pod: &str, to: SocketAddr) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let report = dir.path().join("junit.xml");
+    let (host, port) = (to.ip().to_string(), to.port().to_string());
+    let report_at = report.display().to_string();
+    let args = ["-h", &host, "-p", &port, "-o", "4", "-S", "-j", &report_at];
+    let output = attempt(mesh, pod, "h2spec", &args)?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let cases = cases(&std::fs::read_to_string(&report)?);
+    ensure!(cases.len() > 140, "{} cases were run: {said}", cases.len());
+    let failed: BTreeSet<_> = cases
+        .iter()
+        .filter(|(_, passed)| !passed)
+        .map(|(it, _)| it)
+        .collect();
+    let explained = |case: &str| EXPLAINED.iter().any(|(known, _)| *known == case);
+    let unexplained: Vec<_> = failed.iter().filter(|case| !explained(case)).collect();
+    ensure!(unexplained.is_empty(), "{unexplained:#?}\n{said}");
+    Ok(())
+}
+
+/// Each test case of a JUnit report, and whether it passed.
+fn cases(report: &str) -> Vec<(String, bool)> {
+    let cases = report.split("<testcase ").skip(1);
+    cases
+        .map(|case| {
+            let attribute = |name: &str| {
+                let value = case.split(&format!("{name}=\"")).nth(1);
+                value
+                    .and_then(|it| it.split('"').next())
+                    .unwrap_or_default()
+            };
+            let whole = case.split("</testcase>").next().unwrap_or_default();
+            let passed = !whole.contains("<failure") && !whole.contains("<error");
+            (
+                format!("{}: {}", attribute("package"), attribute("classname")),
+                passed,
+            )
+        })
+        .collect()
+}
