@@ -1,7 +1,7 @@
 use super::deadline::Deadline;
 use super::replay::Replayed;
 use crate::admission::Admitted;
-use crate::upstream::UpstreamError;
+use crate::upstream::{Answer, UpstreamError};
 use bytes::Bytes;
 use h2::RecvStream;
 use http_body::{Body as _, Frame, SizeHint};
@@ -37,6 +37,7 @@ type OnEnd = Box<dyn FnOnce(End<'_>) + Send>;
 enum Source {
     Full(Option<Bytes>),
     Hyper(Incoming),
+    H1(Box<Answer>),
     H2(RecvStream),
     Replayed(Box<Replayed>),
     #[cfg(test)]
@@ -55,6 +56,11 @@ impl Body {
     /// What comes on an HTTP/2 stream, which `held` is let go of with.
     pub fn streamed(stream: RecvStream, held: impl Send + 'static) -> Self {
         Self::from(stream).until_end(held)
+    }
+
+    /// What an application answers over HTTP/1.
+    pub fn answered(answer: Answer) -> Self {
+        Self::from(Source::H1(Box::new(answer)))
     }
 
     /// What a request's body was, once more.
@@ -140,6 +146,9 @@ impl Body {
             Source::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Source::Hyper(incoming) => {
                 ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(Into::into))
+            }
+            Source::H1(answer) => {
+                ready!(answer.poll_frame(cx)).map(|frame| frame.map_err(Into::into))
             }
             Source::H2(stream) => match ready!(stream.poll_data(cx)) {
                 Some(Ok(bytes)) => {
@@ -236,6 +245,7 @@ impl http_body::Body for Body {
         match &self.source {
             Source::Full(bytes) => bytes.is_none(),
             Source::Hyper(incoming) => incoming.is_end_stream(),
+            Source::H1(answer) => answer.body().is_end_stream(),
             Source::H2(stream) => stream.is_end_stream(),
             Source::Replayed(replayed) => replayed.is_end_stream(),
             #[cfg(test)]
@@ -249,6 +259,7 @@ impl http_body::Body for Body {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Source::Hyper(incoming) => incoming.size_hint(),
+            Source::H1(answer) => answer.body().size_hint(),
             Source::H2(_) => SizeHint::default(),
             Source::Replayed(replayed) => replayed
                 .exact_size()

@@ -2,6 +2,7 @@
 
 use super::Body;
 use super::limits::{CONNECTION_WINDOW, MAX_STREAMS, STREAM_WINDOW};
+use crate::batch::batched;
 use crate::detect::Protocol;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -34,23 +35,23 @@ where
         let response = handle(request);
         async move { Ok::<_, Infallible>(response.await) }
     });
-    let io = TokioIo::new(io);
     if protocol == Protocol::Http2 {
+        let (io, flush) = batched(io);
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .auto_date_header(false)
             .max_concurrent_streams(MAX_STREAMS)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .serve_connection(io, service);
+            .serve_connection(TokioIo::new(io), service);
         let mut connection = pin!(connection);
         tokio::select! {
             // First: one that has only just begun is not idle, it has asked already.
             biased;
-            ended = connection.as_mut() => ended,
+            ended = flush.drive(connection.as_mut()) => ended,
             () = drain.cancelled() => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                flush.drive(connection).await
             }
         }
     } else {
@@ -60,7 +61,7 @@ where
             // Otherwise hyper would not notice, while a handler runs, that the client left.
             .half_close(false)
             .header_read_timeout(HEADER_TIMEOUT)
-            .serve_connection(io, service)
+            .serve_connection(TokioIo::new(io), service)
             .with_upgrades();
         let mut connection = pin!(connection);
         tokio::select! {

@@ -32,23 +32,24 @@ impl Outbound {
             // Boxed, so that what hardly any request needs makes none of them larger.
             Some(traffic) => Box::pin(self.routed(&traffic, request, grpc)).await,
         };
-        let (mut response, peer, flight) = match answered {
+        let unreached = || local.meters(DIRECTION, self.unreached());
+        let (mut response, meters, flight) = match answered {
             Ok((response, Some((flight, target)))) => {
-                let peer = self.peer(flight.endpoint(), &target);
-                line = line.map(|line| line.reached(flight.endpoint().address, &peer));
-                (response, peer, Some(flight))
+                let endpoint = flight.endpoint();
+                line =
+                    line.map(|line| line.reached(endpoint.address, &self.peer(endpoint, &target)));
+                (response, self.meters(endpoint, &target), Some(flight))
             }
-            Ok((response, None)) => (response, self.unreached(), None),
+            Ok((response, None)) => (response, unreached(), None),
             Err(error) => {
                 local.failed(DIRECTION, error.failure(), &error);
                 if let UpstreamError::Timeout(which) = error {
                     self.count_timeout(which);
                 }
-                (message::failure(&error, grpc), self.unreached(), None)
+                (message::failure(&error, grpc), unreached(), None)
             }
         };
         message::response(&mut response, version);
-        let meters = local.meters(DIRECTION, peer);
         let status = response.status();
         let log = log.clone();
         let ended = at_end(move || {

@@ -1,6 +1,7 @@
 //! HTTP/2 connections, shared by all that go the same way.
 
 use super::{Tunnel, UpstreamError};
+use crate::batch::batched;
 use crate::http::Body;
 use crate::http::limits::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
 use crate::identity::Standing;
@@ -10,6 +11,7 @@ use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -125,6 +127,7 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let (io, flush) = batched(io);
         let (sender, connection) = h2::client::Builder::new()
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
@@ -141,7 +144,9 @@ impl Connection {
         });
         let ended = state.clone();
         tokio::spawn(async move {
-            if let Some(Err(error)) = cancel.run_until_cancelled(connection).await {
+            let mut connection = pin!(connection);
+            let driven = flush.drive(connection.as_mut());
+            if let Some(Err(error)) = cancel.run_until_cancelled(driven).await {
                 tracing::debug!(%address, %error, "connection ended");
             }
             ended.closed.store(true, Ordering::Release);
