@@ -90,6 +90,8 @@ impl Shape {
             name: arm.name().to_owned(),
             placement: arm.placement(),
             classic: arm == Arm::ClassicSidecar,
+            peer: arm.peer(),
+            proxy_args: Vec::new(),
             limits: self.limits(),
             pods: self.pods(),
             services: services.collect(),

@@ -236,6 +236,12 @@ impl Id {
         if arm == Arm::ClassicSidecar {
             return matches!(self, Self::S1 | Self::S2 | Self::S3 | Self::S4 | Self::S6);
         }
+        if arm.peer().is_some() {
+            return matches!(
+                self,
+                Self::L1 | Self::L2 | Self::L3 | Self::R1 | Self::R2 | Self::R3
+            );
+        }
         match self {
             Self::L1 | Self::L2 | Self::L3 | Self::R2 | Self::I1 | Self::I2 | Self::I3 => true,
             Self::R1 if profile == Profile::Full => arm.meshed(),

@@ -294,6 +294,8 @@ pub fn programs(site: &KubeSite, needs: &Needs, sidecars: bool) -> Result<Progra
             name: "sidecar".to_owned(),
             placement: Placement::Sidecar,
             classic: false,
+            peer: None,
+            proxy_args: Vec::new(),
             limits: Limits::default(),
             pods: vec![PodSpec::new("probe").service_account("probe")],
             services: Vec::new(),
