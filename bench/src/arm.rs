@@ -1,8 +1,10 @@
 //! The arms: ways of running one and the same workload.
 
 use crate::cluster::Placement;
+use crate::peer::{self, Peer};
 use crate::results;
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 /// One way of running the workload.
@@ -23,15 +25,24 @@ pub enum Arm {
     /// A proxy in every pod, as an ordinary container beside the application: what
     /// sidecars were before Kubernetes knew them. Only where life cycles matter.
     ClassicSidecar,
+    /// Somebody else's proxy in every pod. Only where it is asked for by name.
+    Peer(&'static Peer),
 }
 
 /// Names an arm that there is not.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not an arm: there are none, sidecar, agent, agent+tenancy, aa and classic")]
-pub struct UnknownArm(String);
+pub enum UnknownArm {
+    #[error(
+        "{0:?} is not an arm: there are none, sidecar, agent, agent+tenancy, aa, classic, envoy-http, envoy-tcp and files that describe \
+         others, as bench/peers/envoy-http.yaml does"
+    )]
+    Name(String),
+    #[error(transparent)]
+    File(#[from] peer::Unfit),
+}
 
 impl Arm {
-    /// All of them, in the order of the reports.
+    /// All that are Duet's or no mesh at all, in the order of the reports.
     pub const ALL: [Self; 6] = [
         Self::None,
         Self::Sidecar,
@@ -50,6 +61,7 @@ impl Arm {
             Self::AgentTenancy => "agent+tenancy",
             Self::Aa => "aa",
             Self::ClassicSidecar => "classic",
+            Self::Peer(peer) => &peer.name,
         }
     }
 
@@ -70,6 +82,7 @@ impl Arm {
                 "One proxy in every pod, as an ordinary container: what sidecars were before \
                  Kubernetes started them first and ended them last."
             }
+            Self::Peer(peer) => &peer.description,
         }
     }
 
@@ -77,7 +90,7 @@ impl Arm {
     pub fn placement(self) -> Placement {
         match self {
             Self::None => Placement::None,
-            Self::Sidecar | Self::Aa | Self::ClassicSidecar => Placement::Sidecar,
+            Self::Sidecar | Self::Aa | Self::ClassicSidecar | Self::Peer(_) => Placement::Sidecar,
             Self::Agent | Self::AgentTenancy => Placement::Agent,
         }
     }
@@ -92,10 +105,10 @@ impl Arm {
         self != Self::None
     }
 
-    /// The executable whose proxy it runs.
+    /// The executable of Duet's whose proxy it runs.
     pub fn program(self) -> Option<&'static str> {
         match self {
-            Self::None => None,
+            Self::None | Self::Peer(_) => None,
             Self::Sidecar | Self::Aa | Self::ClassicSidecar => Some("duet-sidecar"),
             Self::Agent | Self::AgentTenancy => Some("duet-agent"),
         }
@@ -116,6 +129,15 @@ impl Arm {
             Self::None => results::Placement::None,
             Self::Sidecar | Self::Aa | Self::ClassicSidecar => results::Placement::Sidecar,
             Self::Agent | Self::AgentTenancy => results::Placement::Agent,
+            Self::Peer(_) => results::Placement::External,
+        }
+    }
+
+    /// Whose it is, if not Duet's.
+    pub fn peer(self) -> Option<&'static Peer> {
+        match self {
+            Self::Peer(peer) => Some(peer),
+            _ => None,
         }
     }
 }
@@ -129,9 +151,15 @@ impl fmt::Display for Arm {
 impl FromStr for Arm {
     type Err = UnknownArm;
     fn from_str(name: &str) -> Result<Self, UnknownArm> {
+        if name.contains('/') {
+            // As long as the program: an arm is named in many places.
+            let peer = Peer::read(Path::new(name))?;
+            return Ok(Self::Peer(Box::leak(Box::new(peer))));
+        }
         Self::ALL
             .into_iter()
+            .chain(peer::built_in().iter().map(Self::Peer))
             .find(|arm| arm.name() == name)
-            .ok_or_else(|| UnknownArm(name.to_owned()))
+            .ok_or_else(|| UnknownArm::Name(name.to_owned()))
     }
 }

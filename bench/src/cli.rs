@@ -13,7 +13,7 @@ use crate::arm::Arm;
 use crate::results::{self, Profile, Results, State};
 use crate::run::{self, Ground, KubeOptions, Options, Pace, Plan, RunError};
 use crate::scenario::Id;
-use crate::{attend, cluster, doctor, errand, export, foresee, listing, load, report, serve};
+use crate::{attend, cluster, doctor, errand, export, foresee, listing, load, perf, report, serve};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::io::{IsTerminal, Write};
@@ -53,6 +53,8 @@ enum Command {
     Compare(crate::compare::CompareArgs),
     /// Makes CSV, Prometheus, JUnit or Fortio files of a run
     Export(export::ExportArgs),
+    /// Measures what the proxies' work costs, against no mesh and against Envoy
+    Perf(perf::PerfArgs),
     /// Removes what a killed run left behind
     Clean(CleanArgs),
     /// Prints the JSON Schema of results.json, or checks files against it
@@ -70,6 +72,9 @@ enum Command {
     /// An application that waits
     #[command(name = errand::IDLE, hide = true)]
     Idle(errand::IdleArgs),
+    /// Makes mTLS handshakes
+    #[command(name = perf::HANDSHAKES, hide = true)]
+    Handshakes(perf::HandshakesArgs),
     /// Holds a private key in memory: the key scan's own control
     #[command(name = HOLD_KEY, hide = true)]
     HoldKey,
@@ -119,7 +124,8 @@ struct RunArgs {
     #[arg(long, value_delimiter = ',', value_name = "IDS")]
     scenarios: Vec<Id>,
 
-    /// Arms to run, as in none,sidecar,agent,aa; all by default
+    /// Arms to run, as in none,sidecar,agent,aa; all of Duet's by default. Others: envoy-http, envoy-tcp (after
+    /// `make peers`), or a file that describes a proxy
     #[arg(long, value_delimiter = ',', value_name = "ARMS")]
     arms: Vec<Arm>,
 
@@ -279,6 +285,7 @@ pub fn main() -> ExitCode {
         Command::Report(args) => render(&args),
         Command::Export(args) => export::run(&args).map(|()| 0).map_err(Trouble::usage),
         Command::Compare(args) => crate::compare::run(&args).map_err(Trouble::usage),
+        Command::Perf(args) => perf::run(&args).map(|()| 0).map_err(Trouble::void),
         Command::Clean(args) => clean(&args),
         Command::Schema(args) => schema(&args),
         Command::Serve(args) => block_on(serve::run(args)).and_then(|result| {
@@ -297,6 +304,9 @@ pub fn main() -> ExitCode {
         Command::Errand(args) => errand::run(&args).map_err(Trouble::void),
         Command::Idle(args) => block_on(errand::idle(args))
             .and_then(|result| result.map(|()| 0).map_err(Trouble::void)),
+        Command::Handshakes(args) => perf::make_handshakes(&args)
+            .map(|()| 0)
+            .map_err(Trouble::void),
         Command::HoldKey => hold_key().map(|()| 0).map_err(Trouble::void),
     };
     match result {
@@ -397,6 +407,7 @@ fn plan(cluster: ClusterKind, profile: Profile, seed: u64, scenarios: &[Id], arm
                 [] => speaks(arm),
                 chosen => chosen.contains(arm),
             })
+            .chain(arms.iter().copied().filter(|arm| arm.peer().is_some()))
             // There the agents are as they were installed.
             .filter(|arm| !kubelet || *arm != Arm::AgentTenancy)
             .collect(),
@@ -408,6 +419,25 @@ fn plan(cluster: ClusterKind, profile: Profile, seed: u64, scenarios: &[Id], arm
         },
         kubelet,
     }
+}
+
+/// The arms without the peers that are not installed.
+fn present(cluster: ClusterKind, arms: Vec<Arm>) -> Result<Vec<Arm>, Trouble> {
+    let peers = arms.iter().filter_map(|arm| arm.peer());
+    if let (ClusterKind::Kube, Some(peer)) = (cluster, peers.clone().next()) {
+        return Err(Trouble::usage(format!(
+            "--arms: {} runs in network namespaces only: leave it out, or --cluster netns",
+            peer.name
+        )));
+    }
+    for absent in peers.filter(|peer| peer.program().is_none()) {
+        eprintln!(
+            "duet-bench: {} is left out: its program is not here (`make peers` installs Envoy)",
+            absent.name
+        );
+    }
+    let is_here = |arm: &Arm| arm.peer().is_none_or(|peer| peer.program().is_some());
+    Ok(arms.into_iter().filter(is_here).collect())
 }
 
 fn clean(args: &CleanArgs) -> Result<u8, Trouble> {
@@ -474,12 +504,13 @@ fn measure(args: RunArgs) -> Result<u8, Trouble> {
             .unwrap_or_else(|_| now.unix_timestamp().to_string());
         PathBuf::from("out").join(name)
     });
+    let arms = present(args.cluster, args.arms)?;
     let mut plan = plan(
         args.cluster,
         args.profile.into(),
         seed,
         &args.scenarios,
-        &args.arms,
+        &arms,
     );
     if let Some(blocks) = args.blocks {
         plan.pace = plan.pace.with_blocks(blocks);

@@ -15,6 +15,7 @@ mod descriptors;
 pub mod doctor;
 pub mod errand;
 pub mod load;
+pub mod peer;
 pub mod serve;
 
 pub mod analysis;
@@ -22,6 +23,7 @@ pub mod compare;
 pub mod export;
 pub mod foresee;
 pub mod listing;
+pub mod perf;
 pub mod report;
 pub mod results;
 pub mod stats;

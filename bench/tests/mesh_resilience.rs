@@ -3,7 +3,7 @@
 
 mod mesh;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use duet_bench::cluster::{Placement, PodSpec, ServiceSpec};
 use http::StatusCode;
 use mesh::http::Client;

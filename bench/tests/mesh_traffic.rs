@@ -193,8 +193,10 @@ impl Traffic<'_> {
             let half = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n5\r\nhel");
             server.write_all(half.as_bytes()).await?;
             drop(server);
-            let answer = client.await?;
-            assert!(answer.is_err(), "{head}: {answer:?}");
+            // If it was cut before anything of it had left the server's proxy, it is a failure.
+            if let Ok(answer) = client.await? {
+                assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{head}");
+            }
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! mesh: is plaintext allowed, what does it speak, is that admitted, deliver.
 
 use crate::admission::{self, Admitted, Client, Foreseen, foresee, is_connect_probe, is_probed};
+use crate::batch::{ReadAhead, batched};
 use crate::capture::{Direction, INBOUND_PORT, MESH_PORT, OUTBOUND_PORT, OrigDst};
 use crate::detect::{Detected, Protocol, detect};
 use crate::directory::Mtls;
@@ -15,7 +16,7 @@ use crate::identity::{Identity, Standing, explain_handshake};
 use crate::limits::UnderWay;
 use crate::local::Local;
 use crate::telemetry::connections::{Connection, Counted, Entry, Kind, Opened, Transport};
-use crate::telemetry::{Failure, Peer, RequestLine, at_end};
+use crate::telemetry::{Failure, Meters, Peer, RequestLine, at_end};
 use crate::upstream::{Io, Target, Tunnel, UpstreamError, send_body, watch_peer};
 use ::http::{Method, Request, Response};
 use bytes::Bytes;
@@ -25,11 +26,13 @@ use hyper::body::Incoming;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 const DIRECTION: Direction = Direction::Inbound;
 
@@ -49,7 +52,7 @@ pub(crate) async fn mesh(local: Arc<Local>, stream: TcpStream, client: SocketAdd
         Err(error) => return local.failed(DIRECTION, error.failure(), &error),
     };
     watch_peer(&stream);
-    let handshake = TlsAcceptor::from(certificate.server()).accept(stream);
+    let handshake = TlsAcceptor::from(certificate.server()).accept(ReadAhead::new(stream));
     let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -69,7 +72,7 @@ pub(crate) async fn mesh(local: Arc<Local>, stream: TcpStream, client: SocketAdd
         return local.failed(DIRECTION, Failure::Identity, &reason);
     }
     local.is_addressed().await;
-    let Ok(own) = stream.get_ref().0.local_addr() else {
+    let Ok(own) = stream.get_ref().0.get_ref().local_addr() else {
         return;
     };
     let entry = open(&local, Kind::Mesh, client, own);
@@ -82,6 +85,7 @@ pub(crate) async fn mesh(local: Arc<Local>, stream: TcpStream, client: SocketAdd
         local,
         client,
         connection,
+        meters: OnceLock::new(),
     });
     if let Err(error) = streams(&inbound, entry.client(stream), &standing).await {
         tracing::debug!(%client, %error, "mesh connection");
@@ -113,10 +117,11 @@ fn comes_from(local: &Local, client: SocketAddr, peer: &Identity) -> Result<(), 
 /// A connection takes new streams while what was checked when it was made is true.
 async fn streams(
     inbound: &Arc<Inbound>,
-    stream: Counted<tokio_rustls::server::TlsStream<TcpStream>>,
+    stream: Counted<TlsStream<ReadAhead<TcpStream>>>,
     standing: &Standing,
 ) -> Result<(), h2::Error> {
     let window = inbound.local.tenant.window(CONNECTION_WINDOW);
+    let (stream, flush) = batched(stream);
     let mut connection = h2::server::Builder::new()
         .max_concurrent_streams(MAX_STREAMS)
         .initial_window_size(STREAM_WINDOW)
@@ -130,18 +135,23 @@ async fn streams(
     let mut expired = pin!(standing.ended());
     let mut draining = false;
     loop {
-        tokio::select! {
-            next = connection.accept() => match next {
-                Some(Ok((request, respond))) => {
+        // Streams are begun here, so that the others are looked at once for many of them.
+        let carried = poll_fn(|cx| {
+            flush.poll(cx, |cx| {
+                while let Some(accepted) = ready!(connection.poll_accept(cx)) {
+                    let (request, respond) = accepted?;
                     let stream = inbound.clone().stream(request, respond);
                     let stream = local.tenant.share().of(stream);
                     let cancel = local.cancel.clone();
                     let stream = cancel.run_until_cancelled_owned(stream);
                     local.tasks.spawn(stream);
                 }
-                Some(Err(error)) => return Err(error),
-                None => return Ok(()),
-            },
+                Poll::Ready(Ok(()))
+            })
+        });
+        tokio::select! {
+            biased;
+            ended = carried => return ended,
             _ = directory.changed() => {
                 if let Some(peer) = &inbound.who.peer
                     && let Err(reason) = comes_from(local, inbound.client, peer)
@@ -194,6 +204,7 @@ pub(crate) async fn plaintext(local: Arc<Local>, stream: TcpStream, client: Sock
         local,
         client,
         connection,
+        meters: OnceLock::new(),
     });
     let Ok(destination) = inbound.check(to.0) else {
         let reason = format!("{to} from {client} is not for this workload");
@@ -227,6 +238,7 @@ struct Inbound {
     client: SocketAddr,
     /// As it is listed.
     connection: Arc<Connection>,
+    meters: OnceLock<Arc<Meters>>,
 }
 
 impl Inbound {
@@ -524,7 +536,8 @@ impl Inbound {
                 message::failure(&error, grpc)
             }
         };
-        let meters = self.local.meters(DIRECTION, self.peer());
+        let meters = || self.local.meters(DIRECTION, self.peer());
+        let meters = self.meters.get_or_init(meters).clone();
         let status = response.status();
         let log = log.clone();
         let ended = at_end(move || {

@@ -14,6 +14,7 @@ pub mod policy;
 mod admin;
 mod admission;
 mod balance;
+mod batch;
 mod breaker;
 mod control;
 mod detect;

@@ -11,9 +11,10 @@ use crate::directory::{Destination, Occupant, Transport};
 use crate::http::{self as message, Body, Timeout};
 use crate::local::Local;
 use crate::telemetry::connections::{Connection, Kind, Opened};
-use crate::telemetry::{Failure, Peer};
+use crate::telemetry::{Failure, Meters, Peer};
 use crate::upstream::{Io, Target, UpstreamError};
 use ::http::Response;
+use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,9 @@ mod request;
 mod routed;
 
 const DIRECTION: Direction = Direction::Outbound;
+
+/// Endpoints whose series a connection has at hand.
+const MET: usize = 8;
 
 /// Endpoints that are tried, one after the other, while nothing has been sent.
 const ATTEMPTS: usize = 3;
@@ -63,6 +67,7 @@ pub(crate) async fn connection(local: Arc<Local>, stream: TcpStream, client: Soc
         client,
         to,
         connection: entry.connection().clone(),
+        met: Mutex::default(),
     });
     let (protocol, is_silent) = (detected.protocol, detected.is_silent());
     let io = entry.client(detected.io);
@@ -81,6 +86,14 @@ struct Outbound {
     to: OrigDst,
     /// As it is listed.
     connection: Arc<Connection>,
+    met: Mutex<Vec<Met>>,
+}
+
+/// An endpoint that requests reached, and their series, so that labels are made once.
+struct Met {
+    endpoint: Arc<Endpoint>,
+    tls: bool,
+    meters: Arc<Meters>,
 }
 
 /// An answer, and who gave it, if it was not the proxy.
@@ -240,6 +253,25 @@ impl Outbound {
             name,
             tls: target.peer.is_some(),
         }
+    }
+
+    fn meters(&self, endpoint: &Arc<Endpoint>, target: &Target) -> Arc<Meters> {
+        let tls = target.peer.is_some();
+        let mut met = self.met.lock();
+        let known = |met: &&Met| Arc::ptr_eq(&met.endpoint, endpoint) && met.tls == tls;
+        if let Some(known) = met.iter().find(known) {
+            return known.meters.clone();
+        }
+        let meters = self.local.meters(DIRECTION, self.peer(endpoint, target));
+        if met.len() == MET {
+            met.swap_remove(0);
+        }
+        met.push(Met {
+            endpoint: endpoint.clone(),
+            tls,
+            meters: meters.clone(),
+        });
+        meters
     }
 
     /// The service that was asked for, as a label.

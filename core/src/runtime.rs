@@ -57,12 +57,19 @@ where
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     raise_fd_limit();
 
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers(args))
-        .enable_all()
-        .build()
-        .map_err(|error| Error::Config(format!("no threads: {error}")))?
-        .block_on(main())
+    // One worker needs no stealing; and in its one queue, who writes for many comes after them.
+    match workers(args) {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        workers => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(workers);
+            builder
+        }
+    }
+    .enable_all()
+    .build()
+    .map_err(|error| Error::Config(format!("no threads: {error}")))?
+    .block_on(main())
 }
 
 /// As configured, or the cgroup's CPU limit rounded up, at most the machine's cores.

@@ -9,6 +9,7 @@ use super::network::{
     Addresses, PodLink, join_node, join_pods, leave_pod, make_namespaces, make_wire,
     remove_namespaces,
 };
+use super::peering::PeerMesh;
 use super::process::{Part, Place, Process, Spawner};
 use super::spec::{Limits, Placement, PodSpec, ServiceSpec};
 use super::state::{State, mount_bpffs};
@@ -27,6 +28,7 @@ pub(super) struct Plans {
     pub limits: Limits,
     pub proxy_args: Vec<String>,
     pub proxy_env: Vec<(String, String)>,
+    pub peer: Option<PeerMesh>,
     pub ready_timeout: Duration,
     pub keep_logs: Option<PathBuf>,
     pub on_step: Box<dyn Fn(&str) + Send + Sync>,
@@ -110,7 +112,7 @@ impl Inner {
             make_wire(self.addresses, &self.control_netns)?;
             join_node(self.addresses, &self.control_netns, &self.nodes)?;
         }
-        if self.placement == Placement::None {
+        if !self.has_control() {
             return self.add_pods(pods);
         }
         self.publish()?;
@@ -210,7 +212,7 @@ impl Inner {
         for (_, netns) in &self.nodes {
             vip::install(netns, &vips)?;
         }
-        if self.placement == Placement::None {
+        if !self.has_control() {
             return Ok(());
         }
         let pods: Vec<DescribedPod<'_>> = topology
@@ -269,6 +271,11 @@ impl Inner {
     }
 
     // --- who is where ---
+
+    /// Whether there is a mesh of Duet's.
+    pub(super) fn has_control(&self) -> bool {
+        self.placement != Placement::None && self.plans.peer.is_none()
+    }
 
     pub(super) fn node(&self, number: u32) -> Result<Node> {
         let (number, netns) = self

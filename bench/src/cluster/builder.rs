@@ -3,7 +3,9 @@
 use super::assembly::{Inner, Plans};
 use super::error::{ClusterError, Result};
 use super::live::NetnsCluster;
+use super::peering::PeerMesh;
 use super::spec::{Limits, Placement, PodSpec, ServiceSpec};
+use crate::peer::Peer;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ pub struct Builder {
     nodes: u32,
     pods: Vec<PodSpec>,
     services: Vec<ServiceSpec>,
+    peer: Option<&'static Peer>,
     plans: Plans,
 }
 
@@ -28,11 +31,13 @@ impl Builder {
             nodes: 2,
             pods: Vec::new(),
             services: Vec::new(),
+            peer: None,
             plans: Plans {
                 name: placement.to_string(),
                 limits: Limits::default(),
                 proxy_args: Vec::new(),
                 proxy_env: Vec::new(),
+                peer: None,
                 ready_timeout: READY_TIMEOUT,
                 keep_logs: None,
                 on_step: Box::new(|_| {}),
@@ -89,6 +94,12 @@ impl Builder {
         self
     }
 
+    /// This proxy in every meshed pod, instead of Duet's.
+    pub fn peer(mut self, peer: Option<&'static Peer>) -> Self {
+        self.peer = peer;
+        self
+    }
+
     /// How long control plane and proxies may take to be ready.
     pub fn ready_timeout(mut self, timeout: Duration) -> Self {
         self.plans.ready_timeout = timeout;
@@ -121,7 +132,9 @@ impl Builder {
                 self.nodes
             )));
         }
-        let inner = Inner::claim(self.placement, self.nodes, self.plans)?;
+        let mut plans = self.plans;
+        plans.peer = self.peer.map(PeerMesh::new).transpose()?;
+        let inner = Inner::claim(self.placement, self.nodes, plans)?;
         let cluster = NetnsCluster::new(inner);
         cluster.inner().build(self.pods, self.services)?;
         Ok(cluster)

@@ -167,6 +167,11 @@ impl NetnsCluster {
         self.inner.control_netns.run(f)
     }
 
+    /// A directory with certificate, key and root of a pod's identity.
+    pub fn certify(&self, pod: &str) -> Result<PathBuf> {
+        self.inner.certify(pod)
+    }
+
     pub fn proxies(&self) -> Vec<Proxy> {
         let topology = self.inner.topology();
         topology

@@ -43,7 +43,10 @@ impl Inner {
                     }
                     self.step(&format!("sidecar of {}", entry.spec.name));
                     let _making = self.making()?;
-                    let sidecar = self.sidecar(entry)?;
+                    let sidecar = match &self.plans.peer {
+                        Some(mesh) => self.peer(mesh, entry)?,
+                        None => self.sidecar(entry)?,
+                    };
                     self.topology()
                         .proxies
                         .insert(sidecar.name.clone(), sidecar.clone());
@@ -137,7 +140,7 @@ impl Inner {
     }
 
     pub(super) fn control_plane(&self) -> Option<ControlPlane> {
-        if self.placement == Placement::None {
+        if !self.has_control() {
             return None;
         }
         let dir = self.state.dir();

@@ -49,6 +49,7 @@ mod meshing;
 mod netns;
 mod netns_site;
 mod network;
+mod peering;
 mod process;
 mod proxy;
 mod site;
@@ -73,7 +74,7 @@ pub use self::network::CONGESTION_CONTROL;
 pub use self::process::{Part, ProcessHandle, Spawn};
 pub use self::proxy::{Endpoint, Life, Proxy, Restart};
 pub use self::site::{
-    Capture, Cluster, Counters, Generator, Given, Holding, Load, ProxyRef, Site, Wish,
+    Capture, Cluster, Counters, Generator, Given, Handshakes, Holding, Load, ProxyRef, Site, Wish,
 };
 pub use self::spec::{Limits, ParityRow, Placement, PodSpec, ServicePort, ServiceSpec};
 pub use self::state::{CleanReport, clean_all};

@@ -4,10 +4,11 @@ use super::capture::{CaptureReport, WireCapture};
 use super::clock::monotonic_ns;
 use super::error::{ClusterError, Result};
 use super::live::NetnsCluster;
+use super::meshing::PROXY_UID;
 use super::process::{Part, ProcessHandle, Spawn};
 use super::proxy::{Endpoint, Life, Proxy, Restart};
 use super::site::{
-    Capture, Cluster, Counters, Generator, Given, Holding, Load, ProxyRef, Site, Wish,
+    Capture, Cluster, Counters, Generator, Given, Handshakes, Holding, Load, ProxyRef, Site, Wish,
 };
 use super::spec::{Limits, Placement, PodSpec};
 use super::state::BPFFS;
@@ -16,6 +17,7 @@ use crate::accounting::{
     ProcessCpu, Rollup, open_files, scan_control, scan_process,
 };
 use crate::load::LoadReport;
+use crate::perf::HANDSHAKES;
 use crate::results;
 use crate::run::Interrupt;
 use nix::sys::signal::Signal;
@@ -97,14 +99,16 @@ impl NetnsSite {
 
 impl Site for NetnsSite {
     fn build(&self, wish: &Wish) -> Result<Box<dyn Cluster>> {
-        let builder = NetnsCluster::builder(wish.placement);
-        let told = wish.proxy_args.iter();
-        let cluster = told
-            .fold(builder, |builder, arg| builder.proxy_arg(*arg))
+        let builder = NetnsCluster::builder(wish.placement)
             .name(&wish.name)
+            .peer(wish.peer)
             .limits(wish.limits)
             .pods(wish.pods.iter().cloned())
-            .services(wish.services.iter().cloned())
+            .services(wish.services.iter().cloned());
+        let cluster = wish
+            .proxy_args
+            .iter()
+            .fold(builder, |builder, arg| builder.proxy_arg(*arg))
             .start()?;
         let apps = wish
             .servers
@@ -235,6 +239,38 @@ impl Cluster for NetnsBed {
             .filter_map(|proxy| proxy.pid)
             .map(|pid| Ok(ProcessCpu::read(pid)?.ran))
             .sum()
+    }
+
+    fn shake_hands(&self, from: &str, to: &str, time: Duration) -> Result<Handshakes> {
+        let cluster = &self.0.cluster;
+        let dir = cluster.certify(from)?;
+        let proxy = cluster.proxy_of(to)?;
+        let before = proxy.cgroup.cpu()?.usage_us;
+        let client = Spawn::in_pod(from, Part::Load, own_program()?)
+            .uid(PROXY_UID)
+            .args([
+                HANDSHAKES,
+                "--to",
+                &format!("{}:15008", cluster.pod(to)?.v4),
+            ])
+            .args(["--time", &format!("{}ms", time.as_millis())])
+            .arg("--identity")
+            .arg(dir);
+        let output = cluster.exec(client)?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let made = said.trim().parse().map_err(|_| ClusterError::Generator {
+            pod: from.to_owned(),
+            problem: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        })?;
+        Ok(Handshakes {
+            made,
+            proxy_us: proxy.cgroup.cpu()?.usage_us - before,
+        })
+    }
+
+    fn pids(&self, node: u32) -> Result<Vec<u32>> {
+        let proxies = self.0.proxies_on(node);
+        Ok(proxies.iter().filter_map(|proxy| proxy.pid).collect())
     }
 
     fn holdings(&self, node: u32) -> Result<Vec<Holding>> {

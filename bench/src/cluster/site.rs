@@ -12,6 +12,7 @@ use super::proxy::{Life, Restart};
 use super::spec::{Limits, ParityRow, Placement, PodSpec, ServiceSpec};
 use crate::accounting::{BpfUse, Certified, CpuPressure, KeyScan, MachineCpu, Privileges, Rollup};
 use crate::load::LoadReport;
+use crate::peer::Peer;
 use crate::results;
 use crate::run::Interrupt;
 use std::fmt::Debug;
@@ -47,8 +48,10 @@ pub struct Wish {
     pub placement: Placement,
     /// Sidecars as ordinary containers, as before native sidecars.
     pub classic: bool,
+    /// Somebody else's proxies in the place of sidecars.
+    pub peer: Option<&'static Peer>,
     /// What the proxies are told beside the usual; on Kubernetes they are as they were installed.
-    pub proxy_args: &'static [&'static str],
+    pub proxy_args: Vec<&'static str>,
     /// What each party may use.
     pub limits: Limits,
     /// Pods.
@@ -90,6 +93,17 @@ pub trait Cluster {
 
     /// Processor time of a node's proxies since they started.
     fn ran(&self, node: u32) -> Result<Duration>;
+
+    /// Has a client in one pod make full mTLS handshakes with another's proxy for so long.
+    fn shake_hands(&self, from: &str, to: &str, time: Duration) -> Result<Handshakes> {
+        let _ = (to, time);
+        Err(only_here("handshakes of", from))
+    }
+
+    /// The processes of a node's proxies.
+    fn pids(&self, node: u32) -> Result<Vec<u32>> {
+        Err(only_here("the processes of", &format!("node {node}")))
+    }
 
     /// What each proxy of a node holds.
     fn holdings(&self, node: u32) -> Result<Vec<Holding>>;
@@ -208,6 +222,15 @@ pub struct Counters {
     pub arm_us: u64,
     /// Kernel programs of the proxies.
     pub bpf: BpfUse,
+}
+
+/// Handshakes that were made, and what the server's proxy used for them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Handshakes {
+    /// How many.
+    pub made: u64,
+    /// µs.
+    pub proxy_us: u64,
 }
 
 /// A proxy and whom it serves.

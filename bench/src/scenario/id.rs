@@ -243,6 +243,12 @@ impl Id {
                 _ => false,
             };
         }
+        if arm.peer().is_some() {
+            return matches!(
+                self,
+                Self::L1 | Self::L2 | Self::L3 | Self::R1 | Self::R2 | Self::R3
+            );
+        }
         match self {
             Self::L1 | Self::L2 | Self::L3 | Self::R2 | Self::I1 | Self::I2 | Self::I3 => true,
             Self::R1 if profile == Profile::Full => arm.meshed(),

@@ -46,6 +46,7 @@ pub struct Mesh {
 const DISCOVERY: Duration = Duration::from_secs(20);
 
 /// The tests of a file: what `run` tests, in both placements.
+#[allow(unused_macros, reason = "some tests have one placement")]
 macro_rules! in_both_placements {
     ($run:ident) => {
         #[test]
@@ -59,6 +60,7 @@ macro_rules! in_both_placements {
         }
     };
 }
+#[allow(unused_imports, reason = "some tests have one placement")]
 pub(crate) use in_both_placements;
 
 /// A capture on all nodes at once.

@@ -2,7 +2,7 @@ use super::copied::Copied;
 use super::deadline::Deadline;
 use super::replay::Replayed;
 use crate::admission::Admitted;
-use crate::upstream::UpstreamError;
+use crate::upstream::{Answer, UpstreamError};
 use bytes::Bytes;
 use h2::RecvStream;
 use http_body::{Body as _, Frame, SizeHint};
@@ -42,6 +42,7 @@ type OnEnd = Box<dyn FnOnce(End<'_>) + Send>;
 enum Source {
     Full(Option<Bytes>),
     Hyper(Incoming),
+    H1(Box<Answer>),
     H2(RecvStream),
     Replayed(Box<Replayed>),
     Copied(Box<Copied>),
@@ -61,6 +62,11 @@ impl Body {
     /// What comes on an HTTP/2 stream, which `held` is let go of with.
     pub fn streamed(stream: RecvStream, held: impl Send + 'static) -> Self {
         Self::from(stream).until_end(held)
+    }
+
+    /// What an application answers over HTTP/1.
+    pub fn answered(answer: Answer) -> Self {
+        Self::from(Source::H1(Box::new(answer)))
     }
 
     /// What a request's body was, once more.
@@ -158,6 +164,9 @@ impl Body {
             Source::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Source::Hyper(incoming) => {
                 ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(Into::into))
+            }
+            Source::H1(answer) => {
+                ready!(answer.poll_frame(cx)).map(|frame| frame.map_err(Into::into))
             }
             Source::H2(stream) => match ready!(stream.poll_data(cx)) {
                 Some(Ok(bytes)) => {
@@ -257,6 +266,7 @@ impl http_body::Body for Body {
         match &self.source {
             Source::Full(bytes) => bytes.is_none(),
             Source::Hyper(incoming) => incoming.is_end_stream(),
+            Source::H1(answer) => answer.body().is_end_stream(),
             Source::H2(stream) => stream.is_end_stream(),
             Source::Replayed(replayed) => replayed.is_end_stream(),
             Source::Copied(copied) => copied.body().is_end_stream(),
@@ -271,6 +281,7 @@ impl http_body::Body for Body {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Source::Hyper(incoming) => incoming.size_hint(),
+            Source::H1(answer) => answer.body().size_hint(),
             Source::H2(_) => SizeHint::default(),
             Source::Copied(copied) => copied.body().size_hint(),
             Source::Replayed(replayed) => replayed

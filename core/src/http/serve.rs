@@ -3,6 +3,7 @@
 use super::Body;
 use super::limits::{CONNECTION_WINDOW, MAX_STREAMS, STREAM_WINDOW};
 use super::stall::Carrier;
+use crate::batch::batched;
 use crate::detect::Protocol;
 use crate::relay::Abort;
 use crate::tenancy::{Share, Tenant};
@@ -12,7 +13,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
@@ -51,8 +52,8 @@ where
         let response = handle(request);
         async move { Ok::<_, Infallible>(response.await) }
     });
-    let io = TokioIo::new(io);
     if protocol == Protocol::Http2 {
+        let (io, flush) = batched(io);
         let window = tenant.window(CONNECTION_WINDOW);
         let connection = http2::Builder::new(Streams(tenant.share().clone()))
             .timer(TokioTimer::new())
@@ -60,15 +61,15 @@ where
             .max_concurrent_streams(MAX_STREAMS)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(window.bytes())
-            .serve_connection(io, service);
+            .serve_connection(TokioIo::new(io), service);
         let mut connection = pin!(connection);
         tokio::select! {
             // First: one that has only just begun is not idle, it has asked already.
             biased;
-            ended = connection.as_mut() => ended,
+            ended = flush.drive(connection.as_mut()) => ended,
             () = drain.cancelled() => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                flush.drive(connection).await
             }
         }
     } else {
@@ -78,7 +79,7 @@ where
             // Otherwise hyper would not notice, while a handler runs, that the client left.
             .half_close(false)
             .header_read_timeout(HEADER_TIMEOUT)
-            .serve_connection(io, service)
+            .serve_connection(TokioIo::new(io), service)
             .with_upgrades();
         let carried = async move {
             let ended = tokio::select! {
@@ -86,7 +87,7 @@ where
                 biased;
                 ended = &mut connection => ended,
                 () = drain.cancelled() => {
-                    Pin::new(&mut connection).graceful_shutdown();
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
                     (&mut connection).await
                 }
             };

@@ -42,24 +42,28 @@ impl Outbound {
             },
             Err(refused) => Err(refused),
         };
-        let (mut response, peer, flight) = match answered {
+        let unreached = || local.meters(DIRECTION, self.unreached());
+        // Only a span asks who it was by name.
+        let mut peer = None;
+        let (mut response, meters, flight) = match answered {
             Ok((response, Some((flight, target)))) => {
-                let peer = self.peer(flight.endpoint(), &target);
-                line = line.map(|line| line.reached(flight.endpoint().address, &peer));
-                (response, peer, Some(flight))
+                let endpoint = flight.endpoint();
+                let reached = || self.peer(endpoint, &target);
+                line = line.map(|line| line.reached(endpoint.address, &reached()));
+                peer = span.is_some().then(reached);
+                (response, self.meters(endpoint, &target), Some(flight))
             }
-            Ok((response, None)) => (response, self.unreached(), None),
+            Ok((response, None)) => (response, unreached(), None),
             Err(error) => {
                 local.failed(DIRECTION, error.failure(), &error);
                 if let UpstreamError::Timeout(which) = error {
                     self.count_timeout(which);
                 }
-                (message::failure(&error, grpc), self.unreached(), None)
+                (message::failure(&error, grpc), unreached(), None)
             }
         };
         message::response(&mut response, version);
-        let span = span.map(|span| (span, peer.clone()));
-        let meters = local.meters(DIRECTION, peer);
+        let span = span.map(|span| (span, peer.unwrap_or_else(|| self.unreached())));
         let status = response.status();
         let log = log.clone();
         let ended = at_end(move || {

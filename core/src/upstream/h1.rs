@@ -1,13 +1,25 @@
-//! Idle HTTP/1.1 connections to one target, the most recently used first.
+//! HTTP/1.1 connections to one target, the most recently used first.
+//!
+//! Whoever asks drives the connection himself, from the request to the last byte of the
+//! answer: a task of its own would be woken twice for each of them. Only a request that
+//! has a body gives its connection one, since the body goes on while nobody reads the
+//! answer.
 
 use super::{Driver, Io, UpstreamError};
 use crate::http::Body;
 use http::{Request, Response};
-use hyper::client::conn::http1::{self, SendRequest};
+use http_body::{Body as _, Frame};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
+use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+use tokio::task::coop::unconstrained;
 
 /// More connections than this are closed rather than kept.
 const MAX_IDLE: usize = 64;
@@ -20,28 +32,48 @@ pub struct Pool {
     idle: Mutex<Vec<Idle>>,
 }
 
-struct Idle {
+/// A connection that takes one request after the other.
+pub struct Client {
     sender: SendRequest<Body>,
+    driven: Driven,
+    /// Whose task drives it if one has to.
+    driver: Driver,
+}
+
+/// Who drives a connection.
+enum Driven {
+    /// Whoever has it.
+    Here(Box<Connection<TokioIo<Box<dyn Io>>, Body>>),
+    /// A task, or nobody, because it has ended.
+    Elsewhere,
+}
+
+struct Idle {
+    client: Client,
     since: Instant,
 }
 
-/// Gives a connection back when the response it carried has been read.
-struct Return {
+/// The body of an answer, and the connection that it comes from, which is given back
+/// when it has been read.
+pub struct Answer {
+    body: Incoming,
+    client: Option<Client>,
     pool: Arc<Pool>,
-    sender: Option<SendRequest<Body>>,
 }
 
+// === impl Pool ===
+
 impl Pool {
-    /// Sends `request` on `sender`, or, if that was closed just now, on another.
+    /// Sends `request` on `client`, or, if that was closed just now, on another.
     pub async fn request(
         self: Arc<Self>,
-        mut sender: SendRequest<Body>,
+        mut client: Client,
         mut request: Request<Body>,
-        connect: impl AsyncFnOnce() -> Result<SendRequest<Body>, UpstreamError>,
+        connect: impl AsyncFnOnce() -> Result<Client, UpstreamError>,
     ) -> Result<Response<Body>, UpstreamError> {
         loop {
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok(self.answer(response, sender)),
+            match client.send(request).await {
+                Ok(response) => return Ok(self.answer(response, client)),
                 // The server closed the connection just now, and saw nothing of it.
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
@@ -49,74 +81,162 @@ impl Pool {
                 },
             }
             match self.take() {
-                Some(idle) => sender = idle,
+                Some(idle) => client = idle,
                 None => break,
             }
         }
-        let mut sender = connect().await?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(UpstreamError::http)?;
-        Ok(self.answer(response, sender))
+        let mut client = connect().await?;
+        let sent = client.send(request).await;
+        let response = sent.map_err(|error| UpstreamError::http(error.into_error()))?;
+        Ok(self.answer(response, client))
     }
 
-    fn answer(
-        self: Arc<Self>,
-        response: Response<hyper::body::Incoming>,
-        sender: SendRequest<Body>,
-    ) -> Response<Body> {
-        let back = Return {
-            pool: self,
-            sender: Some(sender),
-        };
-        response.map(|body| Body::from(body).until_end(back))
+    fn answer(self: Arc<Self>, response: Response<Incoming>, client: Client) -> Response<Body> {
+        response.map(|body| {
+            Body::answered(Answer {
+                body,
+                client: Some(client),
+                pool: self,
+            })
+        })
     }
 
     /// A connection that can take a request now.
-    pub fn take(&self) -> Option<SendRequest<Body>> {
+    pub fn take(&self) -> Option<Client> {
         let mut idle = self.idle.lock();
-        // The most recent one may still be busy with the end of its last answer.
-        idle.retain(Idle::is_good);
-        let ready = idle.iter().rposition(|one| one.sender.is_ready())?;
-        Some(idle.remove(ready).sender)
+        for at in (0..idle.len()).rev() {
+            // One that a task drives may still be busy with the end of its last answer.
+            if !idle[at].is_good() {
+                idle.remove(at);
+            } else if idle[at].client.sender.is_ready() {
+                return Some(idle.remove(at).client);
+            }
+        }
+        None
     }
 
     /// Closes what has been idle for too long. True if nothing is left.
     pub fn sweep(&self) -> bool {
         let mut idle = self.idle.lock();
-        idle.retain(Idle::is_good);
+        idle.retain_mut(Idle::is_good);
         idle.is_empty()
     }
 }
 
-impl Idle {
-    fn is_good(&self) -> bool {
-        !self.sender.is_closed() && self.since.elapsed() < IDLE_TIMEOUT
+// === impl Client ===
+
+impl Client {
+    /// A connection over `io`, until its last handle goes or it is cut.
+    pub async fn connect(io: Box<dyn Io>, driver: &Driver) -> Result<Self, UpstreamError> {
+        let (sender, connection) = http1::handshake(TokioIo::new(io))
+            .await
+            .map_err(UpstreamError::http)?;
+        Ok(Self {
+            sender,
+            driven: Driven::Here(Box::new(connection)),
+            driver: driver.clone(),
+        })
+    }
+
+    async fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+        if !request.body().is_end_stream() {
+            self.leave_to_task();
+        }
+        let sending = self.sender.try_send_request(request);
+        let driven = &mut self.driven;
+        if let Driven::Elsewhere = driven {
+            return sending.await;
+        }
+        // Nothing but the connection brings the answer, which is looked for each time
+        // that this has been polled: it need not wake anybody.
+        let mut sending = pin!(unconstrained(sending));
+        poll_fn(|cx| {
+            driven.poll(cx);
+            sending
+                .as_mut()
+                .poll(&mut Context::from_waker(Waker::noop()))
+        })
+        .await
+    }
+
+    fn leave_to_task(&mut self) {
+        if let Driven::Here(connection) = std::mem::replace(&mut self.driven, Driven::Elsewhere) {
+            self.driver.drive(connection);
+        }
+    }
+
+    /// A connection that nobody drives has what came for it looked at, its end above all.
+    fn look(&mut self) {
+        let looked = poll_fn(|cx| {
+            self.driven.poll(cx);
+            Poll::Ready(())
+        });
+        let _ = pin!(unconstrained(looked)).poll(&mut Context::from_waker(Waker::noop()));
     }
 }
 
-/// A connection over `io`, driven until its last handle goes or it is cut.
-pub async fn connect(io: Box<dyn Io>, driver: &Driver) -> Result<SendRequest<Body>, UpstreamError> {
-    let (sender, connection) = http1::handshake(TokioIo::new(io))
-        .await
-        .map_err(UpstreamError::http)?;
-    driver.drive(connection);
-    Ok(sender)
+// === impl Driven ===
+
+impl Driven {
+    fn poll(&mut self, cx: &mut Context<'_>) {
+        if let Self::Here(connection) = self
+            && Pin::new(connection).poll(cx).is_ready()
+        {
+            // Why it ended, its last request or answer is told.
+            *self = Self::Elsewhere;
+        }
+    }
 }
 
-impl Drop for Return {
+// === impl Idle ===
+
+impl Idle {
+    fn is_good(&mut self) -> bool {
+        self.client.look();
+        !self.client.sender.is_closed() && self.since.elapsed() < IDLE_TIMEOUT
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<bytes::Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        match &mut self.client {
+            Some(client) if polled.is_pending() => {
+                client.driven.poll(cx);
+                Pin::new(&mut self.body).poll_frame(cx)
+            }
+            _ => polled,
+        }
+    }
+
+    pub fn body(&self) -> &Incoming {
+        &self.body
+    }
+}
+
+impl Drop for Answer {
     fn drop(&mut self) {
-        let Some(sender) = self.sender.take() else {
+        let Some(mut client) = self.client.take() else {
             return;
         };
-        if sender.is_closed() {
+        // Its end may still have to be read. If there is more than that, nobody will.
+        client.look();
+        let busy = !client.sender.is_ready() && matches!(client.driven, Driven::Here(_));
+        if busy || client.sender.is_closed() {
             return;
         }
         let mut idle = self.pool.idle.lock();
         if idle.len() < MAX_IDLE {
             idle.push(Idle {
-                sender,
+                client,
                 since: Instant::now(),
             });
         }

@@ -1,6 +1,7 @@
 //! HTTP/2 connections, shared by all that go the same way.
 
 use super::{Driver, Tunnel, UpstreamError};
+use crate::batch::batched;
 use crate::http::Body;
 use crate::http::limits::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
 use crate::identity::Standing;
@@ -11,6 +12,7 @@ use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -133,6 +135,7 @@ impl Connection {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let window = driver.tenant.window(CONNECTION_WINDOW);
+        let (io, flush) = batched(io);
         let (sender, connection) = h2::client::Builder::new()
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
@@ -149,6 +152,7 @@ impl Connection {
             tenant: driver.tenant.clone(),
         });
         let ended = state.clone();
+        let connection = async move { flush.drive(pin!(connection)).await };
         let connection = driver.tenant.share().of(connection);
         tokio::spawn(async move {
             if let Some(Err(error)) = driver.cancel.run_until_cancelled(connection).await {

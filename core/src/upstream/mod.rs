@@ -9,8 +9,10 @@ mod h1;
 mod h2;
 mod tunnel;
 
+pub use h1::Answer;
 pub use tunnel::{Tunnel, send_body};
 
+use crate::batch::ReadAhead;
 use crate::capture::{Direction, Kernel, MESH_PORT, WorkloadName};
 use crate::detect::Protocol;
 use crate::directory::Transport;
@@ -24,7 +26,6 @@ use ::http::{Request, Response, StatusCode, Version};
 use dashmap::DashMap;
 use http_body::Body as _;
 use hyper::body::Incoming;
-use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use std::hash::Hash;
@@ -225,7 +226,7 @@ pub struct Driver {
 
 /// Where one HTTP request can be sent now.
 pub enum Place {
-    Http1(SendRequest<Body>),
+    Http1(h1::Client),
     Http2(h2::Stream),
 }
 
@@ -375,10 +376,10 @@ impl Upstreams {
                 };
                 stream.request(again).await?.ok_or_else(gone)
             }
-            Place::Http1(sender) => {
+            Place::Http1(client) => {
                 let connect = async || self.http1(target, certificate).await;
                 let pool = get_or_default(&self.h1, target.clone());
-                pool.request(sender, request, connect).await
+                pool.request(client, request, connect).await
             }
         }
     }
@@ -387,9 +388,9 @@ impl Upstreams {
         &self,
         target: &Target,
         certificate: impl AsyncFnOnce() -> Result<Arc<Certificate>, UpstreamError>,
-    ) -> Result<SendRequest<Body>, UpstreamError> {
+    ) -> Result<h1::Client, UpstreamError> {
         let io = self.open(target, true, certificate).await?;
-        h1::connect(io, &self.driver()).await
+        h1::Client::connect(io, &self.driver()).await
     }
 
     /// Sends a request that wants to leave HTTP on a connection of its own, and
@@ -450,7 +451,7 @@ impl Upstreams {
             watch_peer(&tcp);
             let own = tcp.local_addr();
             let name = ServerName::IpAddress(address.ip().into());
-            let handshake = TlsConnector::from(tls).connect(name, tcp);
+            let handshake = TlsConnector::from(tls).connect(name, ReadAhead::new(tcp));
             let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
                 .await
                 .map_err(|_| UpstreamError::handshake(address, "timed out"))?
