@@ -14,8 +14,10 @@ pub mod cluster;
 mod descriptors;
 pub mod doctor;
 pub mod errand;
+pub mod forge;
 pub mod load;
 pub mod serve;
+pub mod stress;
 
 pub mod analysis;
 pub mod compare;
