@@ -11,7 +11,7 @@ ENGINE ?=
 PROGRAMS ?=
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help bench smoke build test lint deps ebpf ebpf-check ebpf-deps clean \
+.PHONY: help bench smoke full publish build test lint deps ebpf ebpf-check ebpf-deps clean \
 	cluster cluster-down cluster-check cluster-deps images images-load install uninstall test-kubernetes scale
 
 help:               ## what there is
@@ -22,6 +22,14 @@ bench: deps build   ## the quick comparison on this machine; prints the verdict 
 
 smoke: deps build   ## two minutes, one block: does everything work? makes no claims
 	$(SUDO) target/release/duet-bench run --profile smoke $(BENCH_FLAGS)
+
+full: deps build    ## an hour, every scenario; on a machine with nothing else to do
+	$(SUDO) target/release/duet-bench run --profile full --out out/full $(BENCH_FLAGS)
+
+publish:            ## packs out/full into bench/results, named after its day
+	mkdir -p bench/results
+	gzip -9nc out/full/results.json > bench/results/$$(sed -n 's/^  "started": "\([0-9-]*\)T.*/\1/p' out/full/results.json).json.gz
+	ls -l bench/results
 
 build:              ## everything, optimised, in one go, so that all modes carry the same core
 	cargo build --release --workspace --locked $(CARGO_FLAGS)
