@@ -33,6 +33,7 @@ impl Builder {
                 limits: Limits::default(),
                 proxy_args: Vec::new(),
                 proxy_env: Vec::new(),
+                certificates: None,
                 ready_timeout: READY_TIMEOUT,
                 keep_logs: None,
                 on_step: Box::new(|_| {}),
@@ -86,6 +87,12 @@ impl Builder {
     /// A variable in every proxy's environment.
     pub fn proxy_env(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.plans.proxy_env.push((key.into(), value.into()));
+        self
+    }
+
+    /// How long workloads' certificates live; duet-control's own choice by default.
+    pub fn certificates(mut self, lifetime: Option<Duration>) -> Self {
+        self.plans.certificates = lifetime;
         self
     }
 
