@@ -390,8 +390,6 @@ impl Id {
                     | Self::F5
                     | Self::X1
                     | Self::X2
-                    | Self::X3
-                    | Self::X4
             )
             || self.needs_kubelet()
     }
@@ -412,8 +410,8 @@ impl Id {
         }
         if arm == Arm::AgentTenancy {
             return match self {
-                Self::I1 | Self::I2 | Self::I3 => true,
-                Self::L1 | Self::L2 | Self::L3 | Self::R2 => profile == Profile::Full,
+                Self::I1 | Self::I2 | Self::I3 | Self::I5 | Self::I6 => true,
+                Self::L1 | Self::L2 | Self::R2 => profile == Profile::Full,
                 _ => false,
             };
         }

@@ -30,7 +30,7 @@ const RATE: f64 = 100.0;
 /// From the load's beginning until the service loses its pod.
 const PHASE: Duration = Duration::from_millis(700);
 /// How long that may take to be heard of.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Answered so shortly before the end, the change was not heard of.
 const STILL: Duration = Duration::from_millis(200);
 const NEWCOMER: &str = "newcomer";
