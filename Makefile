@@ -17,7 +17,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Tools that are built and not installed, outside the tree.
 TOOLS := $(or $(DUET_TOOLS),$(HOME)/.cache/duet-tools)
 
-.PHONY: help bench smoke perf peers build test lint deps test-deps h2spec ebpf ebpf-check ebpf-deps clean \
+.PHONY: help bench smoke full publish perf peers build test lint deps test-deps h2spec ebpf ebpf-check ebpf-deps clean \
 	cluster cluster-down cluster-check cluster-deps images images-load install uninstall test-kubernetes scale
 
 help:               ## what there is
@@ -28,6 +28,14 @@ bench: deps build   ## the quick comparison on this machine; prints the verdict 
 
 smoke: deps build   ## two minutes, one block: does everything work? makes no claims
 	$(SUDO) target/release/duet-bench run --profile smoke $(BENCH_FLAGS)
+
+full: deps build    ## an hour, every scenario; on a machine with nothing else to do
+	$(SUDO) target/release/duet-bench run --profile full --out out/full $(BENCH_FLAGS)
+
+publish:            ## packs out/full into bench/results, named after its day
+	mkdir -p bench/results
+	gzip -9nc out/full/results.json > bench/results/$$(sed -n 's/^  "started": "\([0-9-]*\)T.*/\1/p' out/full/results.json).json.gz
+	ls -l bench/results
 
 perf: deps build peers ## what the proxies' work costs, against no mesh and Envoy; flame graphs in out/perf
 	$(SUDO) env DUET_PEERS=$(DUET_PEERS) target/release/duet-bench perf $(PERF_FLAGS)

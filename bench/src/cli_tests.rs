@@ -60,3 +60,18 @@ fn what_takes_long_is_asked_by_name_or_in_a_full_run() {
         Id::ALL.iter().filter(here).copied().collect::<Vec<_>>()
     );
 }
+
+/// Of everything that there is, with the time for void blocks.
+#[test]
+fn a_quick_run_takes_minutes_and_a_full_one_an_hour() {
+    for (profile, minutes) in [(Profile::Quick, 8), (Profile::Full, 60)] {
+        let plan = plan(ClusterKind::Netns, profile, 1, &[], &[]);
+        let all: Vec<_> = crate::scenario::experiments()
+            .into_iter()
+            .filter(|experiment| plan.wants(experiment.scenarios()))
+            .collect();
+        let takes = run::estimate(&plan, &all) + plan.pace.spare;
+        let most = Duration::from_secs(60 * minutes);
+        assert!(takes <= most, "{profile:?}: {takes:?} of {most:?}");
+    }
+}

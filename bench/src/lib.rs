@@ -14,9 +14,11 @@ pub mod cluster;
 mod descriptors;
 pub mod doctor;
 pub mod errand;
+pub mod forge;
 pub mod load;
 pub mod peer;
 pub mod serve;
+pub mod stress;
 
 pub mod analysis;
 pub mod compare;

@@ -9,9 +9,11 @@
 //! programs on the same kernel are counted.
 
 use super::{Error, read};
+use aya::maps::{HashMap, Map, MapData, MapError, SockHash};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{ProgramFd, loaded_programs};
 use aya::sys::{Stats, enable_stats};
+use duet_ebpf::names;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::ops::{Add, Sub};
@@ -90,6 +92,42 @@ impl BpfPrograms {
         }
         Ok(sum)
     }
+}
+
+/// The size of a namespace's cookie, the key of the map of enrolled namespaces.
+const COOKIE: usize = size_of::<duet_ebpf::NetnsCookie>();
+const OWN: usize = size_of::<duet_ebpf::OwnAddress>();
+const SOURCE: usize = size_of::<duet_ebpf::Source>();
+const TARGET: usize = size_of::<duet_ebpf::Target>();
+const LISTENER: usize = size_of::<duet_ebpf::ListenerKey>();
+
+/// Entries of an agent's maps that are pinned in this directory. What belongs to sockets goes with
+/// them and cannot be counted.
+pub fn map_entries(directory: &Path) -> Result<u64, Error> {
+    let open = |name: &str| MapData::from_pin(directory.join(name));
+    let count = || {
+        let map = Map::HashMap(open(names::ENROLLED)?);
+        let enrolled =
+            HashMap::<_, [u8; COOKIE], [u8; size_of::<duet_ebpf::Enrolled>()]>::try_from(map)?
+                .keys()
+                .count();
+        let own = HashMap::<_, [u8; OWN], u32>::try_from(Map::HashMap(open(names::OWN)?))?
+            .keys()
+            .count();
+        let map = Map::HashMap(open(names::TARGETS)?);
+        let targets = HashMap::<_, [u8; SOURCE], [u8; TARGET]>::try_from(map)?
+            .keys()
+            .count();
+        let map = Map::SockHash(open(names::LISTENERS)?);
+        let listeners = SockHash::<_, [u8; LISTENER]>::try_from(map)?.keys().count();
+        Ok::<_, MapError>(enrolled + own + targets + listeners)
+    };
+    count()
+        .map(|entries| entries as u64)
+        .map_err(|error| Error::Maps {
+            path: directory.to_owned(),
+            problem: error.to_string(),
+        })
 }
 
 fn links(directory: &Path) -> Vec<PathBuf> {

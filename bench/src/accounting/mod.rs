@@ -13,7 +13,7 @@ mod pressure;
 mod privileges;
 
 pub use baseline::Baseline;
-pub use bpf::{BpfPrograms, BpfStats, BpfUse};
+pub use bpf::{BpfPrograms, BpfStats, BpfUse, map_entries};
 pub use control::{HOLD_KEY, hold_key, scan_control};
 pub use cpu::{MachineCpu, ProcessCpu};
 pub use keyscan::{Certified, KeyScan, KnownKeys, scan_process};
@@ -33,6 +33,14 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// Maps of an agent's that are not what they should be.
+    #[error("maps in {path}: {problem}", path = path.display())]
+    Maps {
+        /// Where they are pinned.
+        path: PathBuf,
+        /// Why they cannot be counted.
+        problem: String,
     },
     /// The kernel does not time BPF programs.
     #[error("BPF statistics (Linux 5.8): {0}")]

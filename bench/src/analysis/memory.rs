@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 
 use super::Study;
+use super::Table;
 use super::slowdown::estimate;
 use super::words;
 use crate::results::{Crossover, Estimate, MemoryLine, Placement, keys};
 use crate::stats::{Line, fit_line, median, median_interval};
 
 pub fn lines(study: &Study) -> Vec<MemoryLine> {
+    if study.scenario.id != "R1" {
+        return Vec::new();
+    }
     meshes(study)
         .into_iter()
         .filter_map(|arm| {
@@ -29,8 +33,24 @@ pub fn lines(study: &Study) -> Vec<MemoryLine> {
         .collect()
 }
 
+/// What agents and sidecars are held against each other by, as sentences call it. Of R1 memory alone, because
+/// R4 says the same of both.
+const WEIGHED: [(&str, &str, &[&str]); 2] = [
+    (keys::PROXY_MEMORY, "memory", &["R1", "R4"]),
+    (keys::IDLE_CPU, "processor time", &["R4"]),
+];
+
 /// Each agent against each sidecar arm.
 pub fn crossovers(study: &Study) -> Vec<Crossover> {
+    let weighed = WEIGHED
+        .iter()
+        .filter(|(_, _, scenarios)| scenarios.contains(&study.scenario.id.as_str()));
+    weighed
+        .flat_map(|(metric, what, _)| crossovers_of(study, metric, what))
+        .collect()
+}
+
+fn crossovers_of(study: &Study, metric: &str, what: &str) -> Vec<Crossover> {
     study
         .pairs()
         .into_iter()
@@ -38,8 +58,8 @@ pub fn crossovers(study: &Study) -> Vec<Crossover> {
             (arm.placement, baseline.placement) == (Placement::Agent, Placement::Sidecar)
         })
         .filter_map(|(agent, sidecar)| {
-            let sidecars = fits(study, &sidecar.name);
-            let pods: Vec<f64> = fits(study, &agent.name)
+            let sidecars = block_lines(&study.table, metric, &sidecar.name);
+            let pods: Vec<f64> = block_lines(&study.table, metric, &agent.name)
                 .iter()
                 .filter_map(|(block, line)| Some(sidecars.get(block)?.overtaken_by(line)))
                 .collect();
@@ -52,25 +72,25 @@ pub fn crossovers(study: &Study) -> Vec<Crossover> {
             });
             Some(Crossover {
                 scenario: study.scenario.id.clone(),
-                metric: keys::PROXY_MEMORY.into(),
-                sentence: sentence(&agent.name, &sidecar.name, crossing),
+                metric: metric.to_owned(),
+                sentence: sentence(&agent.name, &sidecar.name, what, crossing),
                 pods: crossing,
             })
         })
         .collect()
 }
 
-fn sentence(agent: &str, sidecar: &str, pods: Option<Estimate>) -> String {
+fn sentence(agent: &str, sidecar: &str, what: &str, pods: Option<Estimate>) -> String {
     match pods {
         Some(pods) if pods.value < 1.0 => {
-            format!("the {agent} takes less memory than {sidecar}s from the first pod on")
+            format!("the {agent} takes less {what} than {sidecar}s from the first pod on")
         }
         Some(pods) => format!(
-            "the {agent} takes less memory than {sidecar}s from {} pods on{}",
+            "the {agent} takes less {what} than {sidecar}s from {} pods on{}",
             pods.value.ceil(),
             words::brackets(pods.interval, |n| format!("{n:.1}"))
         ),
-        None => format!("at no number of pods does the {agent} take less memory than {sidecar}s"),
+        None => format!("at no number of pods does the {agent} take less {what} than {sidecar}s"),
     }
 }
 
@@ -84,10 +104,15 @@ fn meshes(study: &Study) -> Vec<String> {
 }
 
 fn fits(study: &Study, arm: &str) -> BTreeMap<u32, Line> {
+    block_lines(&study.table, keys::PROXY_MEMORY, arm)
+}
+
+/// A metric against the number of pods: in each block a line of its own.
+pub fn block_lines(table: &Table, metric: &str, arm: &str) -> BTreeMap<u32, Line> {
     let mut blocks: BTreeMap<u32, Vec<(f64, f64)>> = BTreeMap::new();
-    for point in study.table.points() {
-        for (block, mib) in study.table.values(keys::PROXY_MEMORY, point, arm) {
-            blocks.entry(block).or_default().push((point.x, mib));
+    for point in table.points() {
+        for (block, value) in table.values(metric, point, arm) {
+            blocks.entry(block).or_default().push((point.x, value));
         }
     }
     blocks

@@ -30,6 +30,8 @@ mod verdicts;
 pub mod words;
 
 #[cfg(test)]
+mod rest_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod words_tests;

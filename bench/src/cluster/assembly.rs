@@ -29,6 +29,7 @@ pub(super) struct Plans {
     pub proxy_args: Vec<String>,
     pub proxy_env: Vec<(String, String)>,
     pub peer: Option<PeerMesh>,
+    pub certificates: Option<Duration>,
     pub ready_timeout: Duration,
     pub keep_logs: Option<PathBuf>,
     pub on_step: Box<dyn Fn(&str) + Send + Sync>,
@@ -45,6 +46,9 @@ pub(super) struct Inner {
     pub(super) spawner: Arc<Spawner>,
     pub(super) topology: Mutex<Topology>,
     pub(super) control: Mutex<Option<Arc<Process>>>,
+    pub(super) limits: Mutex<Limits>,
+    /// Services of nobody here, as text.
+    pub(super) burden: Mutex<String>,
     /// Held while something is made, so that nothing is made while all is
     /// removed. True once that has happened.
     pub(super) removed: Mutex<bool>,
@@ -69,7 +73,6 @@ impl Inner {
         let state = State::claim(nodes)?;
         let inner = Arc::new(Self {
             placement,
-            plans,
             addresses: Addresses { index: state.index },
             nodes: (1..=nodes)
                 .map(|node| {
@@ -84,8 +87,11 @@ impl Inner {
             spawner: Arc::new(Spawner::start()?),
             topology: Mutex::new(Topology::default()),
             control: Mutex::new(None),
+            limits: Mutex::new(plans.limits),
+            burden: Mutex::default(),
             removed: Mutex::new(false),
             changing: Mutex::new(()),
+            plans,
             state,
         });
         interrupt::register(&inner);
@@ -170,11 +176,12 @@ impl Inner {
                     pod.part(part).make()?;
                 }
                 let app = pod.part(Part::App);
-                if self.plans.limits.app_cpu_millis.is_some() {
-                    app.set_cpu_millis(self.plans.limits.app_cpu_millis)?;
+                let limits = *lock(&self.limits);
+                if limits.app_cpu_millis.is_some() {
+                    app.set_cpu_millis(limits.app_cpu_millis)?;
                 }
-                if self.plans.limits.app_memory.is_some() {
-                    app.set_memory(self.plans.limits.app_memory)?;
+                if limits.app_memory.is_some() {
+                    app.set_memory(limits.app_memory)?;
                 }
             }
             self.share_limits()?;
@@ -239,12 +246,12 @@ impl Inner {
                     .collect(),
             })
             .collect();
-        write_description(&self.mesh_yaml(), &pods, &services)
+        write_description(&self.mesh_yaml(), &pods, &services, &lock(&self.burden))
     }
 
     /// Shares each node's sum among the proxies that stand there.
     pub(super) fn share_limits(&self) -> Result<()> {
-        let limits = &self.plans.limits;
+        let limits = *lock(&self.limits);
         if limits.proxy_total_cpu_millis.is_none() && limits.proxy_total_memory.is_none() {
             return Ok(());
         }

@@ -38,6 +38,7 @@ impl Builder {
                 proxy_args: Vec::new(),
                 proxy_env: Vec::new(),
                 peer: None,
+                certificates: None,
                 ready_timeout: READY_TIMEOUT,
                 keep_logs: None,
                 on_step: Box::new(|_| {}),
@@ -97,6 +98,12 @@ impl Builder {
     /// This proxy in every meshed pod, instead of Duet's.
     pub fn peer(mut self, peer: Option<&'static Peer>) -> Self {
         self.peer = peer;
+        self
+    }
+
+    /// How long workloads' certificates live; duet-control's own choice by default.
+    pub fn certificates(mut self, lifetime: Option<Duration>) -> Self {
+        self.plans.certificates = lifetime;
         self
     }
 

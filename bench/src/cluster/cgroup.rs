@@ -231,6 +231,11 @@ impl Cgroup {
         }
     }
 
+    /// Whether it is that group or below it.
+    pub fn is_within(&self, group: &Self) -> bool {
+        self.path.starts_with(&group.path)
+    }
+
     pub fn layout(&self) -> &Layout {
         &self.layout
     }

@@ -50,8 +50,8 @@ impl NetnsCluster {
         self.inner.placement
     }
 
-    pub fn limits(&self) -> &Limits {
-        &self.inner.plans.limits
+    pub fn limits(&self) -> Limits {
+        *lock(&self.inner.limits)
     }
 
     /// Its files: logs, tokens, sockets. Gone with the cluster.
@@ -129,7 +129,9 @@ impl NetnsCluster {
     /// Starts a process; it is killed when the handle is dropped.
     pub fn spawn(&self, spawn: Spawn) -> Result<ProcessHandle> {
         let (netns, cgroup) = self.inner.place(&spawn.place)?;
-        let cgroups = if spawn.is_realtime() {
+        let cgroups = if spawn.is_outside {
+            Vec::new()
+        } else if spawn.is_realtime() {
             cgroup.realtime_dirs()?
         } else {
             cgroup.dirs()
@@ -218,6 +220,12 @@ impl NetnsCluster {
         proxy.wait_ready(self.inner.plans.ready_timeout)
     }
 
+    /// Puts another agent in the place of this one, which hands over to it.
+    pub fn hand_over(&self, name: &str) -> Result<()> {
+        let proxy = self.inner.topology().proxy(name)?;
+        proxy.hand_over(self.inner.plans.ready_timeout)
+    }
+
     pub fn wait_proxy_ready(&self, name: &str, timeout: Duration) -> Result<()> {
         let proxy = self.inner.topology().proxy(name)?;
         proxy.wait_ready(timeout)
@@ -249,6 +257,20 @@ impl NetnsCluster {
     pub fn restart_control(&self) -> Result<()> {
         self.stop_control()?;
         self.start_control()
+    }
+
+    /// Gives all proxies of a node so much processor together from now on; in thousandths of a core.
+    pub fn limit_processors(&self, millis: u32) -> Result<()> {
+        let _changing = lock(&self.inner.changing);
+        lock(&self.inner.limits).proxy_total_cpu_millis = Some(millis);
+        self.inner.share_limits()
+    }
+
+    /// Puts these services, as duet-control's file has them, beside the cluster's own.
+    pub fn burden(&self, services: &str) -> Result<()> {
+        let _changing = lock(&self.inner.changing);
+        services.clone_into(&mut lock(&self.inner.burden));
+        self.inner.publish()
     }
 
     /// A fresh token, in a file that only `uid` can read.

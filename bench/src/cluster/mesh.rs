@@ -64,9 +64,11 @@ pub(crate) fn write_description(
     path: &Path,
     pods: &[DescribedPod<'_>],
     services: &[DescribedService<'_>],
+    burden: &str,
 ) -> Result<()> {
     let draft = path.with_extension("yaml.draft");
-    fs::write(&draft, describe(pods, services))
+    let text = describe(pods, services) + burden;
+    fs::write(&draft, text)
         .and_then(|()| fs::rename(&draft, path))
         .map_err(ClusterError::io(format!("write {}", path.display())))
 }

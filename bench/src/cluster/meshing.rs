@@ -25,6 +25,9 @@ const STARTING_AT_ONCE: usize = 4;
 /// How often the control plane is asked whether it is ready.
 const PROBE_EVERY: Duration = Duration::from_millis(10);
 
+/// How long connections live on after a handover: an experiment cannot wait for the minute that is usual.
+pub const HANDOVER_DRAIN: &str = "3s";
+
 /// Of an agent, as deploy/base/agent.yaml gives it: whoever takes it over has these, and no scenario may count others.
 const AGENT_CAPABILITIES: [&str; 2] = ["sys_admin", "sys_ptrace"];
 
@@ -93,7 +96,7 @@ impl Inner {
         }
         let process = {
             let _making = self.making()?;
-            let spawn = Spawn::in_control(binary("duet-control")?)
+            let mut spawn = Spawn::in_control(binary("duet-control")?)
                 .arg("--source")
                 .arg(&plane.mesh_yaml)
                 .arg("--listen")
@@ -102,6 +105,11 @@ impl Inner {
                 .arg(&plane.state_dir)
                 .arg("--health")
                 .arg(format!("127.0.0.1:{HEALTH_PORT}"));
+            if let Some(lifetime) = self.plans.certificates {
+                spawn = spawn
+                    .arg("--cert-lifetime")
+                    .arg(format!("{}s", lifetime.as_secs()));
+            }
             let (netns, cgroup) = self.place(&spawn.place)?;
             self.spawner
                 .spawn(&spawn, &netns, &cgroup.dirs(), &self.logs())?
@@ -165,17 +173,18 @@ impl Inner {
         let plane = self.control_plane().ok_or_else(|| {
             ClusterError::Unsupported("there is no mesh here, and so no tokens".to_owned())
         })?;
+        let path = self.token_path(subject, uid);
+        issue_token(&plane.state_dir, subject, uid, &path)?;
+        Ok(path)
+    }
+
+    pub(super) fn token_path(&self, subject: &Subject, uid: u32) -> PathBuf {
         let name = match subject {
             Subject::Workload(name) => format!("workload-{}", name.replace('/', ".")),
             Subject::Node(name) => format!("node-{name}"),
         };
-        let path = self
-            .state
-            .dir()
-            .join("tokens")
-            .join(format!("{name}.{uid}"));
-        issue_token(&plane.state_dir, subject, uid, &path)?;
-        Ok(path)
+        let dir = self.state.dir().join("tokens");
+        dir.join(format!("{name}.{uid}"))
     }
 
     pub(super) fn proxy_spawn(
@@ -243,8 +252,9 @@ impl Inner {
         cgroup.make()?;
         let spawn = Spawn::in_node(number, &program)
             .only_capabilities(&AGENT_CAPABILITIES)
-            .args(["run", "--node", &node.name, "--socket"])
+            .args(["supervise", "--node", &node.name, "--socket"])
             .arg(&socket)
+            .args(["--handover-drain-timeout", HANDOVER_DRAIN])
             .arg("--bpffs")
             .arg(&self.state.bpffs[number as usize - 1])
             .arg("--cgroup")

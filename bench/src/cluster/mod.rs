@@ -48,6 +48,7 @@ mod mesh;
 mod meshing;
 mod netns;
 mod netns_site;
+mod netns_tools;
 mod network;
 mod peering;
 mod process;
@@ -67,14 +68,15 @@ pub use self::error::ClusterError;
 pub use self::interrupt::{remove_all_of_this_process, remove_on_interrupt};
 pub use self::live::NetnsCluster;
 pub use self::mesh::{ControlPlane, Subject};
-pub use self::meshing::PROXY_UID;
+pub use self::meshing::{HANDOVER_DRAIN, PROXY_UID};
 pub use self::netns::Netns;
-pub use self::netns_site::{GENERATOR_CLASS, NetnsSite};
+pub use self::netns_site::{ECHO_PORT, GENERATOR_CLASS, NetnsSite};
 pub use self::network::CONGESTION_CONTROL;
 pub use self::process::{Part, ProcessHandle, Spawn};
 pub use self::proxy::{Endpoint, Life, Proxy, Restart};
 pub use self::site::{
-    Capture, Cluster, Counters, Generator, Given, Handshakes, Holding, Load, ProxyRef, Site, Wish,
+    Belongings, Capture, Charge, Cluster, Counters, Generator, Given, Handshakes, Holding, Load, ProxyRef,
+    Running, Site, Tool, User, Whereabouts, Wish,
 };
 pub use self::spec::{Limits, ParityRow, Placement, PodSpec, ServicePort, ServiceSpec};
 pub use self::state::{CleanReport, clean_all};

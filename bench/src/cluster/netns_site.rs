@@ -5,10 +5,12 @@ use super::clock::monotonic_ns;
 use super::error::{ClusterError, Result};
 use super::live::NetnsCluster;
 use super::meshing::PROXY_UID;
+use super::netns_tools;
 use super::process::{Part, ProcessHandle, Spawn};
 use super::proxy::{Endpoint, Life, Proxy, Restart};
 use super::site::{
-    Capture, Cluster, Counters, Generator, Given, Handshakes, Holding, Load, ProxyRef, Site, Wish,
+    Belongings, Capture, Charge, Cluster, Counters, Generator, Given, Handshakes, Holding, Load, ProxyRef,
+    Running, Site, Tool, Whereabouts, Wish,
 };
 use super::spec::{Limits, Placement, PodSpec};
 use super::state::BPFFS;
@@ -21,7 +23,8 @@ use crate::perf::HANDSHAKES;
 use crate::results;
 use crate::run::Interrupt;
 use nix::sys::signal::Signal;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -37,6 +40,12 @@ const STARTING: Duration = Duration::from_millis(150);
 /// How long after the window's end a report may take: the time-out of the last
 /// request and some.
 const REPORTING: Duration = Duration::from_secs(15);
+/// How long an application or a proxy may take to end in good order.
+const GRACE: Duration = Duration::from_secs(10);
+/// Where the applications of pods that were rolled serve HTTP: as in `scenario::bed`.
+const APP_PORT: u16 = 8080;
+/// Ends the name of the other of two pods that take turns.
+const ROLLED: &str = "-next";
 /// How long an application takes to listen, at most.
 const APP_START: Duration = Duration::from_secs(10);
 
@@ -49,8 +58,9 @@ pub struct NetnsSite {
 /// A cluster with its applications.
 struct Standing {
     // Dropped before the cluster, which would end them anyway.
-    _apps: Vec<ProcessHandle>,
+    apps: RefCell<BTreeMap<String, ProcessHandle>>,
     cluster: NetnsCluster,
+    interrupt: Interrupt,
 }
 
 struct NetnsBed(Rc<Standing>);
@@ -69,32 +79,6 @@ impl NetnsSite {
     pub fn new(interrupt: Interrupt) -> Self {
         Self { interrupt }
     }
-
-    fn await_app(&self, pod: &str, app: &ProcessHandle) -> Result<()> {
-        let problem = |problem: String| ClusterError::Pod {
-            pod: pod.to_owned(),
-            problem,
-        };
-        let listening = self.interrupt.wait_for(Instant::now() + APP_START, || {
-            match app.try_wait() {
-                Ok(None) => {}
-                Ok(Some(_)) | Err(_) => return Some(false),
-            }
-            app.stdout_text()
-                .is_ok_and(|said| said.contains("serving"))
-                .then_some(true)
-        })?;
-        match listening {
-            Some(true) => Ok(()),
-            Some(false) => Err(problem(format!(
-                "the application ended: {}",
-                app.stderr_text().unwrap_or_default().trim()
-            ))),
-            None => Err(problem(format!(
-                "the application does not listen after {APP_START:?}"
-            ))),
-        }
-    }
 }
 
 impl Site for NetnsSite {
@@ -103,6 +87,7 @@ impl Site for NetnsSite {
             .name(&wish.name)
             .peer(wish.peer)
             .limits(wish.limits)
+            .certificates(wish.certificates)
             .pods(wish.pods.iter().cloned())
             .services(wish.services.iter().cloned());
         let cluster = wish
@@ -110,17 +95,17 @@ impl Site for NetnsSite {
             .iter()
             .fold(builder, |builder, arg| builder.proxy_arg(*arg))
             .start()?;
-        let apps = wish
-            .servers
-            .iter()
-            .map(|(pod, port)| serve(&cluster, pod, *port))
-            .collect::<Result<Vec<_>>>()?;
-        for ((pod, _), app) in wish.servers.iter().zip(&apps) {
-            self.await_app(pod, app)?;
+        let mut apps = BTreeMap::new();
+        for (pod, port) in &wish.servers {
+            apps.insert(pod.clone(), serve(&cluster, pod, *port)?);
+        }
+        for (pod, app) in &apps {
+            await_app(&self.interrupt, pod, app)?;
         }
         Ok(Box::new(NetnsBed(Rc::new(Standing {
-            _apps: apps,
+            apps: RefCell::new(apps),
             cluster,
+            interrupt: self.interrupt.clone(),
         }))))
     }
 
@@ -137,17 +122,54 @@ impl Site for NetnsSite {
     }
 }
 
+fn await_app(interrupt: &Interrupt, pod: &str, app: &ProcessHandle) -> Result<()> {
+    let problem = |problem: String| ClusterError::Pod {
+        pod: pod.to_owned(),
+        problem,
+    };
+    let listening = interrupt.wait_for(Instant::now() + APP_START, || {
+        match app.try_wait() {
+            Ok(None) => {}
+            Ok(Some(_)) | Err(_) => return Some(false),
+        }
+        app.stdout_text()
+            .is_ok_and(|said| said.contains("serving"))
+            .then_some(true)
+    })?;
+    match listening {
+        Some(true) => Ok(()),
+        Some(false) => Err(problem(format!(
+            "the application ended: {}",
+            app.stderr_text().unwrap_or_default().trim()
+        ))),
+        None => Err(problem(format!(
+            "the application does not listen after {APP_START:?}"
+        ))),
+    }
+}
+
+/// The port beside its HTTP port on which an application echoes bytes.
+pub const ECHO_PORT: u16 = 9090;
+
 fn serve(cluster: &NetnsCluster, pod: &str, port: u16) -> Result<ProcessHandle> {
     let port = port.to_string();
     cluster.spawn(
         Spawn::in_pod(pod, Part::App, own_program()?)
-            .args(["serve", "--http", &port, "--pod", pod])
+            .args([
+                "serve",
+                "--http",
+                &port,
+                "--tcp",
+                &ECHO_PORT.to_string(),
+                "--pod",
+                pod,
+            ])
             .name(format!("{pod}.serve"))
             .split_output(),
     )
 }
 
-fn own_program() -> Result<std::path::PathBuf> {
+pub(super) fn own_program() -> Result<std::path::PathBuf> {
     std::env::current_exe().map_err(ClusterError::io("where is this program?"))
 }
 
@@ -160,6 +182,40 @@ impl Standing {
             .into_iter()
             .filter(|proxy| proxy.node == node)
             .collect()
+    }
+
+    /// Puts another pod in one's place, as a Deployment with one pod too many does: the new one is ready, gets
+    /// the service's connections, and then the old one is told to end, application and proxy in a kubelet's order.
+    fn roll(&self, service: &str, old: &str) -> Result<()> {
+        let cluster = &self.cluster;
+        let was = cluster.pod(old)?;
+        let new = match old.strip_suffix(ROLLED) {
+            Some(first) => first.to_owned(),
+            None => format!("{old}{ROLLED}"),
+        };
+        let spec = PodSpec::new(&new)
+            .node(was.node)
+            .service_account(was.service_account);
+        cluster.add_pod(spec)?;
+        let app = serve(cluster, &new, APP_PORT)?;
+        await_app(&self.interrupt, &new, &app)?;
+        let after: Vec<String> = cluster
+            .service(service)?
+            .pods
+            .into_iter()
+            .map(|pod| if pod == old { new.clone() } else { pod })
+            .collect();
+        let after: Vec<&str> = after.iter().map(String::as_str).collect();
+        cluster.set_service_pods(service, &after)?;
+        self.apps.borrow_mut().insert(new, app);
+        let ending = self.apps.borrow_mut().remove(old);
+        if let Some(ending) = ending {
+            ending.stop(GRACE)?;
+        }
+        let proxy = cluster.proxy_of(old)?.name;
+        cluster.kill_proxy(&proxy, Signal::SIGTERM, Restart::Never)?;
+        cluster.wait_dead(&proxy, GRACE)?;
+        cluster.remove_pod(old)
     }
 
     /// The kernel programs of all agents.
@@ -182,6 +238,38 @@ impl Standing {
 impl Cluster for NetnsBed {
     fn address(&self, service: &str) -> Result<IpAddr> {
         Ok(self.0.cluster.service(service)?.v4.into())
+    }
+
+    fn pod_address(&self, pod: &str) -> Result<IpAddr> {
+        Ok(self.0.cluster.pod(pod)?.v4.into())
+    }
+
+    fn back(&self, service: &str, pods: &[&str]) -> Result<()> {
+        self.0.cluster.set_service_pods(service, pods)
+    }
+
+    fn start(&self, tool: &Tool) -> Result<Box<dyn Running>> {
+        netns_tools::start(&self.0.cluster, tool)
+    }
+
+    fn charges(&self, node: u32) -> Result<Vec<Charge>> {
+        netns_tools::charges(&self.0.cluster, node)
+    }
+
+    fn belongings(&self, node: u32) -> Result<Belongings> {
+        netns_tools::belongings(&self.0.cluster, node)
+    }
+
+    fn limit_processors(&self, millis: u32) -> Result<()> {
+        self.0.cluster.limit_processors(millis)
+    }
+
+    fn burden(&self, services: &str) -> Result<()> {
+        self.0.cluster.burden(services)
+    }
+
+    fn whereabouts(&self, proxy: &str) -> Result<Whereabouts> {
+        netns_tools::whereabouts(&self.0.cluster, proxy)
     }
 
     fn nodes(&self) -> u32 {
@@ -236,7 +324,7 @@ impl Cluster for NetnsBed {
         self.0
             .proxies_on(node)
             .iter()
-            .filter_map(|proxy| proxy.pid)
+            .flat_map(|proxy| proxy.cgroup.pids())
             .map(|pid| Ok(ProcessCpu::read(pid)?.ran))
             .sum()
     }
@@ -277,13 +365,19 @@ impl Cluster for NetnsBed {
         self.0
             .proxies_on(node)
             .iter()
-            .filter_map(|proxy| Some((proxy, proxy.pid?)))
-            .map(|(proxy, pid)| {
-                Ok(Holding {
-                    rollup: Rollup::read(pid)?,
-                    open_files: open_files(pid)?,
+            .map(|proxy| {
+                let mut holding = Holding {
                     charged: proxy.cgroup.memory()?,
-                })
+                    ..Holding::default()
+                };
+                let mut rollups = Vec::new();
+                // An agent's supervisor is a part of it.
+                for pid in proxy.cgroup.pids() {
+                    rollups.push(Rollup::read(pid)?);
+                    holding.open_files += open_files(pid)?;
+                }
+                holding.rollup = netns_tools::of_one_program(&rollups);
+                Ok(holding)
             })
             .collect()
     }
@@ -301,7 +395,7 @@ impl Cluster for NetnsBed {
         Ok(Given {
             proxies: proxies.len() as u32,
             workers: proxies.iter().map(workers).sum(),
-            limits: in_numbers(limits, proxies.len() as u32),
+            limits: in_numbers(&limits, proxies.len() as u32),
             rows: limits.parity(self.0.cluster.placement(), meshed as u32),
         })
     }
@@ -320,6 +414,21 @@ impl Cluster for NetnsBed {
         cluster
             .kill_proxy(proxy, Signal::SIGCONT, Restart::AtOnce)
             .map(drop)
+    }
+
+    fn upgrade(&self, service: &str) -> Result<u32> {
+        let cluster = &self.0.cluster;
+        let pods = cluster.service(service)?.pods;
+        if cluster.placement() == Placement::Agent {
+            for node in cluster.nodes() {
+                cluster.hand_over(&format!("agent:{}", node.name))?;
+            }
+            return Ok(0);
+        }
+        for pod in &pods {
+            self.0.roll(service, pod)?;
+        }
+        Ok(pods.len() as u32)
     }
 
     fn privileges(&self, proxy: &str) -> Result<Privileges> {

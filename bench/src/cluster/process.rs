@@ -68,6 +68,7 @@ pub struct Spawn {
     nice: Option<i8>,
     cpus: Option<String>,
     pub(crate) split_output: bool,
+    pub(crate) is_outside: bool,
 }
 
 /// A running process. Dropping it kills the process.
@@ -142,6 +143,7 @@ impl Spawn {
             nice: None,
             cpus: None,
             split_output: false,
+            is_outside: false,
         }
     }
 
@@ -198,6 +200,12 @@ impl Spawn {
     /// Standard output and standard error into two files instead of one.
     pub fn split_output(mut self) -> Self {
         self.split_output = true;
+        self
+    }
+
+    /// In the namespace only, and in none of the cluster's cgroups: an agent does not redirect it.
+    pub fn outside_cgroups(mut self) -> Self {
+        self.is_outside = true;
         self
     }
 

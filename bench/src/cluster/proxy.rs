@@ -4,6 +4,10 @@
 //! The supervisor stands where a kubelet would, but without its delay: the first
 //! restart of a container is immediate there too, and what the kubelet adds on
 //! top depends on the cluster, not on the placement.
+//!
+//! An agent brings a supervisor of its own (`duet-agent supervise`), whose child is the
+//! proxy. That one is what is killed, hangs and is searched for keys here, and each
+//! child is a life; only a proxy that is to stay dead takes its supervisor along.
 
 use super::clock::monotonic_ns;
 use super::error::{ClusterError, Result};
@@ -12,9 +16,13 @@ use super::netns::Netns;
 use super::process::{Process, Spawn, Spawner, ending, run_tool};
 use super::spec::Placement;
 use crate::cluster::Cgroup;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use rustix::process::PidfdFlags;
 use serde::{Deserialize, Serialize};
 use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -32,6 +40,10 @@ const STILLBIRTHS_MAX: u32 = 5;
 const BACKOFF: Duration = Duration::from_millis(100);
 /// How long the start of a proxy waits for the end of the one before.
 const DYING_TIME: Duration = Duration::from_secs(30);
+/// How often a supervisor without a child is looked at for the next one.
+const LOOK_FOR_CHILD: Duration = Duration::from_millis(2);
+/// Of an agent.
+const HANDOVERS: &str = "duet_agent_handovers_total";
 /// How much of a log an error quotes.
 const QUOTED_LINES: usize = 3;
 
@@ -146,6 +158,16 @@ impl Life {
         self.noticed?.checked_sub(self.killed?)
     }
 
+    fn new(pid: u32, spawned: u64) -> Self {
+        Self {
+            pid,
+            spawned,
+            ready: None,
+            killed: None,
+            noticed: None,
+        }
+    }
+
     fn is_running(&self) -> bool {
         self.killed.is_none() && self.noticed.is_none()
     }
@@ -244,16 +266,20 @@ impl Supervised {
         Ok(())
     }
 
+    /// The process that proxies, while there is one.
+    fn proxying(&self, process: &Process) -> Option<u32> {
+        match self.agent {
+            Some(_) => child_of(process.pid()),
+            None => Some(process.pid()),
+        }
+    }
+
     /// Sends a signal; afterwards it is started again, or not. Returns when the
     /// signal was sent.
     pub(crate) fn kill(&self, signal: Signal, restart: Restart) -> Result<u64> {
         let mut state = self.lock();
-        let Some(process) = state.process.clone() else {
-            return Err(ClusterError::Unsupported(format!(
-                "{} is not running",
-                self.name
-            )));
-        };
+        let not_running = || ClusterError::Unsupported(format!("{} is not running", self.name));
+        let process = state.process.clone().ok_or_else(not_running)?;
         let ends = !matches!(
             signal,
             Signal::SIGSTOP | Signal::SIGCONT | Signal::SIGUSR1 | Signal::SIGUSR2 | Signal::SIGHUP
@@ -261,8 +287,20 @@ impl Supervised {
         if ends {
             state.restart = restart;
         }
+        let to_child = self.agent.is_some() && (restart == Restart::AtOnce || !ends);
+        let child = match to_child {
+            true => Some(self.proxying(&process).ok_or_else(not_running)?),
+            false => None,
+        };
         let at = monotonic_ns();
-        process.signal(signal)?;
+        match child {
+            Some(child) => nix::sys::signal::kill(Pid::from_raw(child as i32), signal).map_err(
+                ClusterError::errno(format!("send {signal} to {}", self.name)),
+            )?,
+            None => {
+                process.signal(signal)?;
+            }
+        }
         if ends && let Some(life) = state.lives.last_mut() {
             life.killed.get_or_insert(at);
         }
@@ -341,7 +379,10 @@ impl Supervised {
             placement: self.placement,
             node: self.node,
             pods: state.pods.iter().map(|pod| pod.pod.clone()).collect(),
-            pid: state.process.as_ref().map(|process| process.pid()),
+            pid: state
+                .process
+                .as_ref()
+                .and_then(|process| self.proxying(process)),
             netns: self.netns.clone(),
             cgroup: self.cgroup.clone(),
             log: state.log.clone(),
@@ -382,13 +423,11 @@ impl Supervised {
                 .spawn(&self.spawn, &self.netns, &self.cgroup.dirs(), &self.logs)?;
         let mut state = self.lock();
         state.log = Some(process.log().to_owned());
-        state.lives.push(Life {
-            pid: process.pid(),
-            spawned: process.started(),
-            ready: None,
-            killed: None,
-            noticed: None,
-        });
+        if self.agent.is_none() {
+            state
+                .lives
+                .push(Life::new(process.pid(), process.started()));
+        }
         state.process = Some(process.clone());
         state.missing = "it has not answered yet".to_owned();
         Ok(process)
@@ -405,14 +444,24 @@ impl Supervised {
         let mut process = first;
         let mut stillbirths = 0;
         loop {
-            let was_ready = self.follow(&process);
+            let was_ready = match self.agent {
+                Some(_) => self.follow_children(&process),
+                None => self.follow(&process, process.pid()),
+            };
             let ended = process.wait();
             let noticed = monotonic_ns();
             stillbirths = if was_ready { 0 } else { stillbirths + 1 };
             let again = {
                 let mut state = self.lock();
+                let is_replaced = state
+                    .process
+                    .as_ref()
+                    .is_some_and(|current| !Arc::ptr_eq(current, &process));
+                if is_replaced {
+                    return;
+                }
                 if let Some(life) = state.lives.last_mut() {
-                    life.noticed = Some(noticed);
+                    life.noticed.get_or_insert(noticed);
                 }
                 state.missing =
                     ended.map_or_else(|e| e.to_string(), |status| format!("it {}", ending(status)));
@@ -446,12 +495,75 @@ impl Supervised {
         }
     }
 
+    /// Follows one proxying process after the other, until their supervisor ends. True if any became ready.
+    fn follow_children(&self, process: &Process) -> bool {
+        let mut was_ready = false;
+        loop {
+            let child = loop {
+                if !matches!(process.try_wait(), Ok(None)) {
+                    return was_ready;
+                }
+                match child_of(process.pid()) {
+                    Some(child) => break child,
+                    None => thread::sleep(LOOK_FOR_CHILD),
+                }
+            };
+            self.lock().lives.push(Life::new(child, monotonic_ns()));
+            // Held before it is asked for the first time, so that its number is its own.
+            let ended = Ended::of(child);
+            was_ready |= self.follow(process, child);
+            if let Some(ended) = ended {
+                ended.wait();
+            }
+            let noticed = monotonic_ns();
+            let mut state = self.lock();
+            if let Some(life) = state.lives.iter_mut().rev().find(|life| life.pid == child) {
+                life.noticed = Some(noticed);
+            }
+            state.missing = "its proxying process has ended".to_owned();
+            drop(state);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Puts another agent in this one's place: the next takes over from it while both run.
+    pub(crate) fn hand_over(self: &Arc<Self>, within: Duration) -> Result<()> {
+        let handovers = || {
+            let metrics = super::mesh::get(&self.netns, Endpoint::Metrics.port(), "/metrics");
+            metrics.map(|(_, text)| counted(&text, HANDOVERS))
+        };
+        let before = handovers()?;
+        let next = self.spawn_once()?;
+        let this = self.clone();
+        let thread = thread::Builder::new()
+            .name("proxy-supervisor".to_owned())
+            .spawn(move || this.supervise(next))
+            .map_err(ClusterError::io("start a supervisor thread"))?;
+        let last = self.lock().thread.replace(thread);
+        // While both run either may answer; the new one knows of one handover more.
+        let begun = Instant::now();
+        while !handovers().is_ok_and(|now| now > before) {
+            if begun.elapsed() > within {
+                return Err(ClusterError::NotReady {
+                    who: format!("the successor of {}", self.name),
+                    after: begun.elapsed(),
+                    missing: "it has not taken over".to_owned(),
+                    log: self.lock().log.clone().unwrap_or_default(),
+                });
+            }
+            thread::sleep(PROBE_EVERY);
+        }
+        // It ends with the process that has handed over, some time after this.
+        drop(last);
+        Ok(())
+    }
+
     /// Asks until it is ready or dead. True if it became ready.
-    fn follow(&self, process: &Process) -> bool {
+    fn follow(&self, process: &Process, proxying: u32) -> bool {
         let begun = Instant::now();
         let mut enrolled = false;
         loop {
-            if !matches!(process.try_wait(), Ok(None)) {
+            if !matches!(process.try_wait(), Ok(None)) || self.proxying(process) != Some(proxying) {
                 return false;
             }
             if !enrolled {
@@ -474,7 +586,12 @@ impl Supervised {
             });
         }
         let mut state = self.lock();
-        if let Some(life) = state.lives.last_mut() {
+        if let Some(life) = state
+            .lives
+            .iter_mut()
+            .rev()
+            .find(|life| life.pid == proxying)
+        {
             life.ready = Some(monotonic_ns());
         }
         drop(state);
@@ -553,6 +670,38 @@ impl Supervised {
         self.state
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// The first child of a process, if it has any.
+fn child_of(pid: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}
+
+/// Of the series with this name, added up.
+fn counted(metrics: &str, name: &str) -> f64 {
+    metrics
+        .lines()
+        .filter(|line| line.starts_with(name))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum()
+}
+
+/// Tells of the end of a process that is nobody's child here.
+struct Ended(OwnedFd);
+
+impl Ended {
+    fn of(pid: u32) -> Option<Self> {
+        let pid = rustix::process::Pid::from_raw(pid as i32)?;
+        rustix::process::pidfd_open(pid, PidfdFlags::empty())
+            .ok()
+            .map(Self)
+    }
+
+    fn wait(&self) {
+        let mut files = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        while poll(&mut files, PollTimeout::NONE) == Err(nix::Error::EINTR) {}
     }
 }
 
@@ -651,6 +800,13 @@ mod tests {
             Err("identity: no certificate for default/web-0".to_owned())
         );
         assert!(uncertified(r#"{"workloads": []}"#, pods()).is_err());
+    }
+
+    #[test]
+    fn a_series_is_added_up_over_its_labels() {
+        let metrics = "# HELP a_total x\na_total{b=\"1\"} 2\na_total{b=\"2\"} 3\nb_total 7\n";
+        assert_eq!(counted(metrics, "a_total"), 5.0);
+        assert_eq!(counted(metrics, "c_total"), 0.0);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::results;
 use crate::run::Interrupt;
 use std::fmt::Debug;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The machines that clusters are made on.
@@ -60,12 +61,24 @@ pub struct Wish {
     pub services: Vec<ServiceSpec>,
     /// Pods that run `duet-bench serve --http` on this port.
     pub servers: Vec<(String, u16)>,
+    /// Of workloads' certificates; duet-control's own choice by default.
+    pub certificates: Option<Duration>,
 }
 
 /// Nodes, pods and a mesh, standing. Dropping it removes what it is made of.
 pub trait Cluster {
     /// A service's virtual address.
     fn address(&self, service: &str) -> Result<IpAddr>;
+
+    /// A pod's own address.
+    fn pod_address(&self, pod: &str) -> Result<IpAddr> {
+        Err(only_here("the address of", pod))
+    }
+
+    /// Puts these pods behind a service, and no others.
+    fn back(&self, service: &str, _pods: &[&str]) -> Result<()> {
+        Err(only_here("the pods behind", service))
+    }
 
     /// Nodes, from 1 to this.
     fn nodes(&self) -> u32;
@@ -75,6 +88,11 @@ pub trait Cluster {
 
     /// Starts a generator.
     fn generate(&self, load: &Load) -> Result<Box<dyn Generator>>;
+
+    /// Starts a program of this suite in a pod.
+    fn start(&self, tool: &Tool) -> Result<Box<dyn Running>> {
+        Err(only_here("programs in", &tool.pod))
+    }
 
     /// The proxies that stand on a node.
     fn proxies(&self, node: u32) -> Result<Vec<ProxyRef>>;
@@ -108,6 +126,32 @@ pub trait Cluster {
     /// What each proxy of a node holds.
     fn holdings(&self, node: u32) -> Result<Vec<Holding>>;
 
+    /// What each proxy of a node has used, and whom the kernel charges for it.
+    fn charges(&self, node: u32) -> Result<Vec<Charge>> {
+        Err(only_here("who pays on", &format!("node {node}")))
+    }
+
+    /// What there is of the mesh on a node.
+    fn belongings(&self, node: u32) -> Result<Belongings> {
+        Err(only_here("what is left on", &format!("node {node}")))
+    }
+
+    /// Gives the proxies of each node so much processor together, in thousandths of a core.
+    fn limit_processors(&self, _millis: u32) -> Result<()> {
+        Err(only_here("limiting", "proxies"))
+    }
+
+    /// Puts a tenant's configuration beside everybody's, as it is written for duet-control; or
+    /// takes it away.
+    fn burden(&self, _services: &str) -> Result<()> {
+        Err(only_here("burdening", "duet-control"))
+    }
+
+    /// Where a proxy's secrets and its control plane are.
+    fn whereabouts(&self, proxy: &str) -> Result<Whereabouts> {
+        Err(only_here("the files of", proxy))
+    }
+
     /// What a node's proxies were given.
     fn given(&self, node: u32) -> Result<Given>;
 
@@ -122,6 +166,13 @@ pub trait Cluster {
     /// Lets it go on.
     fn unpause(&self, proxy: &str) -> Result<()> {
         Err(only_here("resuming", proxy))
+    }
+
+    /// Replaces the proxy that serves this service's pods, as an operator would, and waits until
+    /// that is done: the agents of its nodes hand over to others, or the pods are rolled. Returns
+    /// how many applications were started again.
+    fn upgrade(&self, service: &str) -> Result<u32> {
+        Err(only_here("upgrading the proxies of", service))
     }
 
     /// What a proxy's process may do.
@@ -176,6 +227,73 @@ pub trait Cluster {
 /// What only clusters of network namespaces can do so far.
 fn only_here(what: &str, whom: &str) -> ClusterError {
     ClusterError::Unsupported(format!("{what} {whom}: only with --cluster netns"))
+}
+
+/// A program of this suite to be run.
+#[derive(Clone, Debug)]
+pub struct Tool {
+    /// The pod it runs in.
+    pub pod: String,
+    /// For `duet-bench`.
+    pub arguments: Vec<String>,
+    /// As whom.
+    pub user: User,
+}
+
+/// As whom a program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    /// The application: root in its pod, in the pod's control group.
+    Application,
+    /// An application without privileges.
+    Nobody,
+    /// Whoever holds the proxy's place: it is not redirected.
+    Proxy,
+}
+
+/// A program at work.
+pub trait Running {
+    /// Waits until it has ended; returns what it printed.
+    fn finish(self: Box<Self>, interrupt: &Interrupt, within: Duration) -> Result<String>;
+}
+
+/// What a proxy has used, and whom the kernel charges for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Charge {
+    /// The proxy.
+    pub proxy: String,
+    /// The pod in whose control group it is; none if in the node's.
+    pub pod: Option<String>,
+    /// Processor time, µs.
+    pub cpu_us: u64,
+    /// Anonymous and kernel memory, bytes.
+    pub memory: u64,
+}
+
+/// What there is of the mesh on a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Belongings {
+    /// Network namespaces of the cluster.
+    pub namespaces: u64,
+    /// Entries of the kernel programs' maps.
+    pub map_entries: u64,
+    /// Open file descriptors of the proxies.
+    pub files: u64,
+}
+
+/// Where a proxy's secrets and its control plane are.
+#[derive(Clone, Debug)]
+pub struct Whereabouts {
+    /// Its process.
+    pub pid: u32,
+    /// What it proves itself with to the control plane.
+    pub token: PathBuf,
+    /// The control plane, as the proxy is told of it.
+    pub control: String,
+    /// By whom that is signed.
+    pub trust_bundle: PathBuf,
+    /// An agent's local API.
+    pub socket: Option<PathBuf>,
 }
 
 /// A generator to be started.

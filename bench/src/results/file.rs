@@ -1,7 +1,10 @@
 //! Reading and writing `results.json`, and its schema.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+
+use flate2::read::GzDecoder;
 
 use super::{Results, SCHEMA};
 
@@ -26,18 +29,21 @@ pub enum FileError {
     Schema { path: PathBuf, found: String },
 }
 
-/// Reads a results file, or `results.json` of a directory.
+/// Names of a results file in a directory, as a run writes it and as it is published.
+const NAMES: [&str; 2] = ["results.json", "results.json.gz"];
+/// More than any run writes: a small file must not unpack to fill memory.
+const LARGEST: u64 = 1 << 30;
+
+/// Reads a results file, or that of a directory; one that ends in `.gz` is unpacked.
 pub fn read(path: &Path) -> Result<Results, FileError> {
     let file = if path.is_dir() {
-        let inside = path.join("results.json");
-        if !inside.is_file() {
-            return Err(FileError::NoResults { path: path.into() });
-        }
-        inside
+        let inside = NAMES.map(|name| path.join(name));
+        let found = inside.into_iter().find(|inside| inside.is_file());
+        found.ok_or_else(|| FileError::NoResults { path: path.into() })?
     } else {
         path.to_path_buf()
     };
-    let text = fs::read_to_string(&file).map_err(|source| FileError::Io {
+    let text = text(&file).map_err(|source| FileError::Io {
         path: file.clone(),
         source,
     })?;
@@ -57,6 +63,18 @@ pub fn read(path: &Path) -> Result<Results, FileError> {
         });
     }
     serde_json::from_value(value).map_err(|source| FileError::Parse { path: file, source })
+}
+
+fn text(file: &Path) -> std::io::Result<String> {
+    if file.extension().is_none_or(|extension| extension != "gz") {
+        return fs::read_to_string(file);
+    }
+    let mut text = String::new();
+    let packed = fs::File::open(file)?;
+    GzDecoder::new(packed)
+        .take(LARGEST)
+        .read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Writes `results.json` so that a reader sees the old file or the new one, never half of it.

@@ -7,6 +7,14 @@
 /// L3: requests/s within the objective.
 pub const CAPACITY: &str = "capacity_rps";
 
+/// L4: Gbit/s, at `x` = streams.
+pub const BULK_RATE: &str = "gbit_per_s";
+/// L4: CPU of the whole node for 10⁹ bytes, s.
+pub const CPU_PER_GB: &str = "cpu_s_per_gb";
+
+/// L5: slope of the median over the number of services, µs; at the longest chain.
+pub const US_PER_HOP: &str = "us_per_hop";
+
 /// L2: CPU of the whole node per new connection, µs.
 pub const CPU_PER_CONNECTION: &str = "cpu_us_per_connection";
 
@@ -32,6 +40,11 @@ pub const KIB_PER_CONNECTION: &str = "kib_per_connection";
 pub const HELD_AFTER_CLOSE: &str = "held_after_close_mib";
 pub const FDS_AFTER_CLOSE: &str = "fds_after_close";
 
+/// R5: of the proxies' processor time, what lands in the control groups of the pods that caused it, 0…1.
+pub const CPU_ATTRIBUTED: &str = "cpu_attributed";
+/// R5: the same of memory.
+pub const MEMORY_ATTRIBUTED: &str = "memory_attributed";
+
 /// I1: the victim's goodput, 0…1, at `x` = the aggressor's multiple of its quota (0 = alone).
 pub const GOODPUT: &str = "goodput";
 
@@ -41,6 +54,28 @@ pub const CONNECTS: &str = "connects";
 pub const CONNECTS_FAILED: &str = "connects_failed";
 /// I3: descriptors that the node's proxies hold for the hoarder.
 pub const HOARDED: &str = "hoarded_descriptors";
+
+/// I4: memory of the node's proxies beyond that before, MiB, at `x` = slow connections.
+pub const SLOW_HELD: &str = "slow_held_mib";
+/// I4: by how much that still grows, MiB/min.
+pub const GROWTH: &str = "growth_mib_per_min";
+
+/// I6: (Σx)² ÷ (n·Σx²) of what equal tenants were answered.
+pub const JAIN: &str = "jain";
+/// I6: the smallest share ÷ the largest.
+pub const MIN_MAX: &str = "min_max";
+/// I6: answered by all tenants together, requests/s.
+pub const ALL_ANSWERED: &str = "all_answered_rps";
+
+/// I7: quota periods a second in which a proxy of the arm was held back.
+pub const THROTTLED: &str = "throttled_per_s";
+/// I7: of victim and neighbour, those whose median is 1.5 times that under the loosest limit.
+pub const PODS_AFFECTED: &str = "pods_affected";
+
+/// I9: a service loses its pod → last answer from it, ms, at `x` = 1 beside poison; absent if not heard of in time.
+pub const CONFIGURED: &str = "configured_ms";
+/// I9: a pod is started → its proxy is ready, ms.
+pub const POD_START: &str = "pod_start_ms";
 
 /// F1: meshed pods of the node that had ≥ 1 failed request or ≥ 100 ms without goodput.
 pub const PODS_HIT: &str = "pods_hit";
@@ -56,7 +91,12 @@ pub const TIME_TO_RECOVER: &str = "recover_ms";
 /// F1: the parts of [`TIME_TO_RECOVER`], ms, in this order.
 pub const RECOVERY_PARTS: [&str; 4] = ["detect_ms", "restart_ms", "listen_ms", "first_success_ms"];
 
-/// F5, at `x` = 0 with all proxies alive and above with one dead: TCP payload bytes of meshed pods seen on the wire with the marker in plaintext.
+/// F3: answered well of all requests from the first death on, 0…1.
+pub const AVAILABILITY: &str = "availability";
+/// F3: the same of the pod that had least.
+pub const WORST_AVAILABILITY: &str = "worst_availability";
+
+/// F5, X3; in F5 at `x` = 0 with all proxies alive and above with one dead: TCP payload bytes of meshed pods seen on the wire with the marker in plaintext.
 pub const PLAINTEXT_BYTES: &str = "plaintext_bytes";
 /// F5: connections the application tried while its proxy was dead or absent.
 pub const ATTEMPTS: &str = "attempts";
@@ -128,6 +168,13 @@ pub const EGRESS_FAILED: &str = "egress_failed";
 /// S4: the application's end → the proxy's, ms; negative where the proxy ended first.
 pub const PROXY_OUTLIVED: &str = "proxy_outlived_ms";
 
+/// S5: pods that came and went, at `x` = 1.
+pub const CHURNED: &str = "churned";
+/// S5: what there was of the mesh afterwards that had not been there before.
+pub const LEFT_NAMESPACES: &str = "left_namespaces";
+pub const LEFT_ENTRIES: &str = "left_map_entries";
+pub const LEFT_FILES: &str = "left_files";
+
 /// S6: containers in `kubectl get pods`, of an application with one.
 pub const CONTAINERS_SHOWN: &str = "containers_shown";
 /// S6: 1 if `kubectl logs` shows the application's log unasked, else 0.
@@ -143,6 +190,27 @@ pub const LONG_LIVED_RESET: &str = "long_lived_reset";
 pub const APPS_RESTARTED: &str = "apps_restarted";
 /// U1: from the order to its completion, s.
 pub const UPGRADE_WALL: &str = "upgrade_s";
+
+/// U2: requests that failed while certificates were renewed.
+pub const RENEWING_FAILED: &str = "renewing_failed";
+/// U2: identities of the node that had another certificate afterwards.
+pub const RENEWED: &str = "renewed";
+/// U2: keys of expired certificates that are still in a proxy's memory.
+pub const OLD_KEYS: &str = "old_keys";
+/// U2: processor use of all proxies meanwhile, thousandths of a core.
+pub const RENEWING_CPU: &str = "renewing_millicores";
+
+/// X3: attempts to pass for another.
+pub const FORGERIES: &str = "forgeries";
+/// X3: of which were believed: must be 0.
+pub const FORGERIES_ACCEPTED: &str = "forgeries_accepted";
+
+/// X4: ways from an application to a proxy's key.
+pub const WAYS: &str = "ways";
+/// X4: of which are open.
+pub const WAYS_OPEN: &str = "ways_open";
+/// X4: identities that the proxy holds, if any way is open.
+pub const KEYS_BEHIND: &str = "keys_behind";
 
 /// I8: proxies that the kernel killed for want of memory.
 pub const PROXIES_KILLED: &str = "proxies_killed";

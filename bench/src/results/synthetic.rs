@@ -538,7 +538,7 @@ fn normal() -> Normal {
 }
 
 /// Log-normal with a heavier last per cent.
-fn histogram(n: u64, median_us: f64, spread: f64) -> Histogram {
+pub fn histogram(n: u64, median_us: f64, spread: f64) -> Histogram {
     let mut histogram = Hdr::<u64>::new_with_bounds(1, 60_000_000_000, 3).unwrap();
     const SLICES: u64 = 1000;
     for slice in 0..SLICES {

@@ -11,6 +11,23 @@ fn a_run_survives_its_file() {
 }
 
 #[test]
+fn a_packed_file_is_the_same_run() {
+    use std::io::Write;
+    let dir = tempfile::tempdir().unwrap();
+    let results = synthetic::run(Profile::Smoke, 3);
+    let plain = dir.path().join("results.json");
+    write(&results, &plain).unwrap();
+    let packed = dir.path().join("results.json.gz");
+    let file = std::fs::File::create(&packed).unwrap();
+    let mut packer = flate2::write::GzEncoder::new(file, flate2::Compression::best());
+    packer.write_all(&std::fs::read(&plain).unwrap()).unwrap();
+    packer.finish().unwrap();
+    assert_eq!(read(&packed).unwrap(), results);
+    std::fs::remove_file(plain).unwrap();
+    assert_eq!(read(dir.path()).unwrap(), results);
+}
+
+#[test]
 fn made_up_results_satisfy_the_schema_and_nonsense_does_not() {
     let validator = jsonschema::validator_for(&schema()).unwrap();
     let mut json = serde_json::to_value(synthetic::run(Profile::Quick, 3)).unwrap();

@@ -74,7 +74,7 @@ impl Pace {
         };
         Self {
             blocks,
-            memory_blocks: scaled(self.memory_blocks),
+            fewer_blocks: scaled(self.fewer_blocks),
             counting_blocks: scaled(self.counting_blocks),
             injections: scaled(self.injections),
             life_blocks: scaled(self.life_blocks),
@@ -124,7 +124,7 @@ mod tests {
     fn what_claims_need_is_kept_or_refused() {
         let plan = plan(Profile::Full, &[Id::L1, Id::R1, Id::F1]);
         let six = plan.pace.with_blocks(6);
-        assert_eq!((six.blocks, six.memory_blocks, six.injections), (6, 6, 6));
+        assert_eq!((six.blocks, six.fewer_blocks, six.injections), (6, 6, 6));
         assert_eq!(plan.pace.with_blocks(12), plan.pace);
         let refused = plan.within(Duration::from_secs(30)).unwrap_err();
         let line = refused.to_string();

@@ -34,11 +34,11 @@ pub struct Plan {
 /// How much of everything a profile does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pace {
-    /// Blocks of L1, L2, R2, I1, I2 and I3.
+    /// Blocks of L1, L2, R2 and I1.
     pub blocks: u32,
-    /// Blocks of R1, R3 and L3.
-    pub memory_blocks: u32,
-    /// Blocks of F4, F5, X1 and X2, which count rather than infer.
+    /// Blocks of everything else from which something is inferred.
+    pub fewer_blocks: u32,
+    /// Blocks of what counts rather than infers.
     pub counting_blocks: u32,
     /// Time for blocks beyond the planned ones, where void trials made planned ones
     /// incomplete. It depends on gates, never on what was measured.
@@ -65,9 +65,11 @@ pub struct Pace {
     pub idle: Duration,
     /// I1's aggressor, in multiples of its quota.
     pub aggression: &'static [u32],
+    /// I2's, in multiples of the handshakes of one pod's share.
+    pub floods: &'static [u32],
     /// F1's meshed pods on the node whose proxy is killed.
     pub fault_pods: u32,
-    /// F1's and F2's injections per arm.
+    /// F1's injections per arm.
     pub injections: u32,
     /// F1's window: one second of it passes before the kill.
     pub fault_window: Duration,
@@ -101,7 +103,7 @@ impl Pace {
         match profile {
             Profile::Smoke => Self {
                 blocks: 1,
-                memory_blocks: 1,
+                fewer_blocks: 1,
                 counting_blocks: 1,
                 spare: Duration::ZERO,
                 settle: ms(3_000),
@@ -115,6 +117,7 @@ impl Pace {
                 pods: &[1, 4],
                 idle: ms(500),
                 aggression: &[0, 4],
+                floods: &[0, 2],
                 fault_pods: 4,
                 injections: 1,
                 fault_window: ms(3_200),
@@ -124,9 +127,9 @@ impl Pace {
             },
             Profile::Quick => Self {
                 blocks: MIN_BLOCKS as u32,
-                memory_blocks: MIN_BLOCKS as u32,
+                fewer_blocks: MIN_BLOCKS as u32,
                 counting_blocks: 1,
-                spare: ms(45_000),
+                spare: ms(30_000),
                 settle: ms(3_000),
                 warmup: ms(300),
                 window: ms(1_500),
@@ -141,7 +144,8 @@ impl Pace {
                 }),
                 pods: &[1, 4, 8],
                 idle: ms(500),
-                aggression: &[0, 2, 8],
+                aggression: &[0, 8],
+                floods: &[0, 4],
                 fault_pods: 8,
                 injections: 4,
                 fault_window: ms(3_200),
@@ -149,29 +153,32 @@ impl Pace {
                 starts: 3,
                 cron: true,
             },
+            // An hour, all told: twelve blocks where placements are compared by time, six where a
+            // difference is larger than the noise, and windows just long enough for a median.
             Profile::Full => Self {
                 blocks: 12,
-                memory_blocks: MIN_BLOCKS as u32,
-                counting_blocks: MIN_BLOCKS as u32,
-                spare: ms(1_200_000),
-                settle: ms(10_000),
-                warmup: ms(3_000),
-                window: ms(10_000),
-                connect_window: ms(6_000),
+                fewer_blocks: MIN_BLOCKS as u32,
+                counting_blocks: 2,
+                spare: ms(60_000),
+                settle: ms(6_000),
+                warmup: ms(300),
+                window: ms(1_500),
+                connect_window: ms(1_200),
                 rates: &[10, 50, 70],
                 all_protocols: true,
                 cross_node: true,
                 probe: Some(Probe {
-                    warmup: ms(1_000),
-                    step: ms(3_000),
-                    refinements: 3,
+                    warmup: ms(200),
+                    step: ms(800),
+                    refinements: 1,
                 }),
-                pods: &[1, 2, 4, 8, 16, 32, 50],
-                idle: ms(5_000),
-                aggression: &[0, 1, 2, 4, 8],
+                pods: &[1, 4, 16, 32],
+                idle: ms(1_000),
+                aggression: &[0, 2, 8],
+                floods: &[0, 4],
                 fault_pods: 12,
                 injections: 10,
-                fault_window: ms(8_000),
+                fault_window: ms(4_000),
                 life_blocks: 6,
                 starts: 5,
                 cron: true,
@@ -260,10 +267,34 @@ impl Plan {
     /// Blocks of a scenario.
     pub fn blocks(&self, scenario: Id) -> u32 {
         match scenario {
-            Id::L1 | Id::L2 | Id::R2 | Id::I1 | Id::I2 | Id::I3 => self.pace.blocks,
-            Id::R1 | Id::R3 | Id::L3 => self.pace.memory_blocks,
-            Id::F4 | Id::F5 | Id::X1 | Id::X2 => self.pace.counting_blocks,
-            Id::F1 | Id::F2 => self.pace.injections,
+            Id::L1 | Id::L2 | Id::R2 | Id::I1 => self.pace.blocks,
+            Id::L3
+            | Id::L4
+            | Id::L5
+            | Id::R1
+            | Id::R3
+            | Id::R4
+            | Id::I2
+            | Id::I4
+            | Id::I5
+            | Id::I6
+            | Id::I7
+            | Id::I9 => self.pace.fewer_blocks,
+            // A minute and more for each arm, and what it counts does not vary.
+            Id::U2 => self.pace.counting_blocks.min(1),
+            Id::U1 if !self.kubelet => self.pace.counting_blocks,
+            Id::R5
+            | Id::I3
+            | Id::F2
+            | Id::F3
+            | Id::F4
+            | Id::F5
+            | Id::S5
+            | Id::X1
+            | Id::X2
+            | Id::X3
+            | Id::X4 => self.pace.counting_blocks,
+            Id::F1 => self.pace.injections,
             Id::I8 | Id::S1 | Id::S2 | Id::S3 | Id::S4 | Id::S6 | Id::U1 => self.pace.life_blocks,
         }
     }
@@ -349,6 +380,6 @@ mod tests {
         assert!(Pace::of(Profile::Quick).blocks >= 6);
         assert!(Pace::of(Profile::Full).blocks >= 12);
         assert!(Pace::of(Profile::Full).injections >= 10);
-        assert!(Pace::of(Profile::Full).warmup >= Duration::from_secs(3));
+        assert!(Pace::of(Profile::Full).settle >= Duration::from_secs(3));
     }
 }

@@ -7,8 +7,8 @@
 
 use super::{Failure, Lab};
 use crate::arm::Arm;
-use crate::cluster::{Cluster, Given, Limits, PodSpec, ServiceSpec, Wish};
-use std::cell::RefCell;
+use crate::cluster::{Cluster, ECHO_PORT, Given, Limits, PodSpec, ServiceSpec, Wish};
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -19,12 +19,20 @@ pub enum Shape {
     /// A client and a server on node 1, another server on node 2; ample limits.
     Pair,
     /// A victim and an aggressor, each a client and a server, on node 1; tight
-    /// limits.
+    /// limits. Outside the mesh, a stranger on node 2.
     Neighbours,
+    /// A client and three servers, each on the other node than the one before.
+    Chain,
+    /// So many clients on node 1, each with a server of its own on node 2; tight limits.
+    Tenants(u32),
     /// This many clients on node 1, one server on node 2.
     Fleet(u32),
+    /// The same with certificates that live for a minute.
+    Renewing(u32),
     /// A client on node 1, a server on node 2, and two such outside the mesh.
     Wire,
+    /// A client and a server on node 1, the server to be replaced.
+    Upgraded,
 }
 
 /// The port behind every service.
@@ -38,6 +46,8 @@ const AMPLE_MILLIS: u32 = 2000;
 const SCARCE_MILLIS: u32 = 1000;
 /// Cores of each application where neighbours compete.
 const SCARCE_APP_MILLIS: u32 = 400;
+/// Of certificates that are renewed all the time.
+pub const SHORT_LIFE: Duration = Duration::from_secs(60);
 /// Memory of all proxies of a node.
 const PROXY_MEMORY: u64 = 1 << 30;
 
@@ -45,7 +55,7 @@ impl Shape {
     /// Limits, the same for every arm.
     pub fn limits(self) -> Limits {
         let (proxies, app) = match self {
-            Self::Neighbours => (SCARCE_MILLIS, Some(SCARCE_APP_MILLIS)),
+            Self::Neighbours | Self::Tenants(_) => (SCARCE_MILLIS, Some(SCARCE_APP_MILLIS)),
             _ => (AMPLE_MILLIS, None),
         };
         Limits {
@@ -59,9 +69,9 @@ impl Shape {
     /// Meshed pods on node 1.
     pub fn meshed_pods(self) -> u32 {
         match self {
-            Self::Pair => 2,
+            Self::Pair | Self::Chain | Self::Upgraded => 2,
             Self::Neighbours => 4,
-            Self::Fleet(pods) => pods,
+            Self::Fleet(pods) | Self::Renewing(pods) | Self::Tenants(pods) => pods,
             Self::Wire => 1,
         }
     }
@@ -71,21 +81,26 @@ impl Shape {
         match self {
             Self::Pair => "latency and efficiency",
             Self::Neighbours => "noisy neighbour",
+            Self::Chain => "a chain",
+            Self::Tenants(_) => "fair shares",
             Self::Fleet(_) => "faults and keys",
+            Self::Renewing(_) => "short-lived certificates",
             Self::Wire => "plaintext",
+            Self::Upgraded => "upgrades",
         }
     }
 
     /// The cluster of this shape for an arm.
     fn wish(self, arm: Arm) -> Wish {
-        let services = self.servers().iter().map(|name| {
-            ServiceSpec::new(*name)
+        let servers = self.servers();
+        let services = servers.iter().map(|name| {
+            ServiceSpec::new(name.as_str())
                 .port_as(80, APP_PORT, "http")
                 .port_as(81, APP_PORT, "kubernetes.io/h2c")
                 .port_as(82, APP_PORT, "grpc")
-                .pods([*name])
+                .port_as(83, ECHO_PORT, "tcp")
+                .pods([name.as_str()])
         });
-        let servers = self.servers().iter();
         Wish {
             name: arm.name().to_owned(),
             placement: arm.placement(),
@@ -95,7 +110,11 @@ impl Shape {
             limits: self.limits(),
             pods: self.pods(),
             services: services.collect(),
-            servers: servers.map(|name| ((*name).to_owned(), APP_PORT)).collect(),
+            servers: servers
+                .iter()
+                .map(|name| (name.clone(), APP_PORT))
+                .collect(),
+            certificates: matches!(self, Self::Renewing(_)).then_some(SHORT_LIFE),
         }
     }
 
@@ -108,8 +127,19 @@ impl Shape {
                 pod("victim", 1),
                 pod("aggressor-client", 1),
                 pod("aggressor", 1),
+                pod("stranger", 2).meshed(false),
             ],
-            Self::Fleet(pods) => (0..pods)
+            Self::Upgraded => vec![pod("client", 1), pod("web", 1)],
+            Self::Chain => vec![
+                pod("client", 1),
+                pod("hop-1", 2),
+                pod("hop-2", 1),
+                pod("hop-3", 2),
+            ],
+            Self::Tenants(pods) => (0..pods)
+                .flat_map(|n| [fleet_pod(n), pod(&tenant_server(n), 2)])
+                .collect(),
+            Self::Fleet(pods) | Self::Renewing(pods) => (0..pods)
                 .map(fleet_pod)
                 .chain([pod("backend", 2)])
                 .collect(),
@@ -123,14 +153,23 @@ impl Shape {
     }
 
     /// Pods with an application, each behind a service of the same name.
-    fn servers(self) -> &'static [&'static str] {
-        match self {
+    fn servers(self) -> Vec<String> {
+        let named: &[&str] = match self {
             Self::Pair => &["near", "far"],
             Self::Neighbours => &["victim", "aggressor"],
-            Self::Fleet(_) => &["backend"],
+            Self::Chain => &["hop-1", "hop-2", "hop-3"],
+            Self::Tenants(pods) => return (0..pods).map(tenant_server).collect(),
+            Self::Fleet(_) | Self::Renewing(_) => &["backend"],
             Self::Wire => &["server", "plain-server"],
-        }
+            Self::Upgraded => &["web"],
+        };
+        named.iter().map(|name| (*name).to_owned()).collect()
     }
+}
+
+/// The server that a tenant has for itself.
+pub fn tenant_server(n: u32) -> String {
+    format!("server-{n}")
 }
 
 /// The `n`th client of a fleet, with an identity of its own.
@@ -192,10 +231,12 @@ impl Bed {
         let port = match protocol {
             "http2" => 81,
             "grpc" => 82,
+            "tcp" => 83,
             _ => 80,
         };
         let address = SocketAddr::new(self.cluster.address(service)?, port);
-        Ok(format!("http://{address}{path}"))
+        let scheme = if protocol == "tcp" { "tcp" } else { "http" };
+        Ok(format!("{scheme}://{address}{path}"))
     }
 
     /// What the parity table says of node 1.
@@ -224,6 +265,8 @@ pub struct Parity {
 pub struct Beds {
     standing: RefCell<Vec<(Shape, Rc<Bed>)>>,
     parity: RefCell<Vec<Parity>>,
+    /// What one pod's share of proxy carries where neighbours compete, and whether that was found out.
+    quota: Cell<Option<(f64, bool)>>,
 }
 
 impl Beds {
@@ -271,6 +314,16 @@ impl Beds {
         self.standing
             .borrow_mut()
             .retain(|(shape, _)| shapes.contains(shape));
+    }
+
+    /// The quota of the neighbours' beds, once it is known.
+    pub fn quota(&self) -> Option<(f64, bool)> {
+        self.quota.get()
+    }
+
+    /// Remembers it for the rest of the run.
+    pub fn set_quota(&self, quota: (f64, bool)) {
+        self.quota.set(Some(quota));
     }
 
     /// What every bed that ever stood was given.

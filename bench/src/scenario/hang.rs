@@ -1,8 +1,8 @@
 //! F2: a proxy hangs for ten seconds.
 //!
-//! As F1, but with SIGSTOP: the process is there, its sockets accept, and nothing comes back. No supervisor notices,
-//! and no client is refused; each has to run into its own time-out. After ten seconds it goes on as if nothing had
-//! been.
+//! As F1, but with SIGSTOP: the process is there, its sockets accept, and nothing comes back. No client is refused;
+//! each has to run into its own time-out. An agent's supervisor misses its child's heartbeat and replaces it; a
+//! sidecar goes on after ten seconds as if nothing had been.
 
 use super::bed::{self, Shape};
 use super::kill::{self, BEFORE, CONNECTIONS, Hit, RATE};
@@ -100,8 +100,8 @@ impl Experiment for Hang {
 
     fn notes(&self, _scenario: Id) -> Vec<String> {
         vec![
-            "Nobody restarts a proxy that hangs here. A liveness probe would, after its own patience, and then \
-             it is F1."
+            "An agent's supervisor kills a proxy that has said nothing for three seconds and starts another; \
+             nobody does so for a sidecar. A liveness probe would, after its own patience, and then it is F1."
                 .to_owned(),
             "A pod is hit if a request failed or nothing was answered well for 100 ms: in F1 one late request is \
              enough, but here the window is so long that a busy machine would hit everybody."

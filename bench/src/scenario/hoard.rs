@@ -24,7 +24,7 @@ const WINDOW: Duration = Duration::from_secs(2);
 /// A generator has to ask for something; this is next to nothing.
 const HOARDER_RATE: f64 = 1.0;
 /// From asking for a thousand connections to having them, at most.
-const OPENING_THOUSAND: Duration = Duration::from_millis(1500);
+const OPENING_THOUSAND: Duration = Duration::from_millis(1200);
 
 pub struct Hoard;
 
@@ -32,8 +32,7 @@ impl Hoard {
     fn connections(plan: &Plan) -> u32 {
         match plan.profile {
             Profile::Smoke => 500,
-            Profile::Quick => 2000,
-            Profile::Full => 5000,
+            Profile::Quick | Profile::Full => 2000,
         }
     }
 

@@ -4,7 +4,7 @@
 //! before, at the end of the window, and again some time after all of them are closed: what does not come back is
 //! kept by the allocator or has leaked, and either way the node does not have it.
 
-use super::bed::Shape;
+use super::bed::{self, Shape};
 use super::drive::Drive;
 use super::steady::PATH;
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
@@ -16,11 +16,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// In this time every connection is used once.
-const ROUND: Duration = Duration::from_secs(8);
+const ROUND: Duration = Duration::from_secs(4);
 /// Beyond the round: the schedule is random, and the last connection has to be idle.
 const SLACK: Duration = Duration::from_secs(2);
 /// From asking for a thousand connections to having them, at most.
-const OPENING_THOUSAND: Duration = Duration::from_secs(1);
+const OPENING_THOUSAND: Duration = Duration::from_millis(600);
 /// Of the connections, those that have to have served a request.
 const USED: f64 = 0.99;
 /// Before the window's end, while the generator still holds its connections.
@@ -34,17 +34,15 @@ impl Hold {
         match plan.profile {
             Profile::Smoke => 500,
             Profile::Quick => 2000,
-            // Twice as many would not fit into a sidecar's share of the memory limit.
-            Profile::Full => 5000,
+            Profile::Full => 10_000,
         }
     }
 
     /// From closing to the last look.
     fn closed(plan: &Plan) -> Duration {
         Duration::from_secs(match plan.profile {
-            Profile::Smoke => 5,
+            Profile::Smoke | Profile::Full => 5,
             Profile::Quick => 10,
-            Profile::Full => 60,
         })
     }
 
@@ -59,7 +57,7 @@ impl Experiment for Hold {
     }
 
     fn shapes(&self, _plan: &Plan) -> Vec<Shape> {
-        vec![Shape::Pair]
+        vec![Shape::Fleet(1)]
     }
 
     fn metrics(&self, _scenario: Id) -> Vec<Metric> {
@@ -87,9 +85,6 @@ impl Experiment for Hold {
     }
 
     fn prepare_estimate(&self, plan: &Plan) -> Duration {
-        if plan.wants(&[Id::L1, Id::L2, Id::R2]) {
-            return Duration::ZERO;
-        }
         plan.building(plan.arms_of(Id::R3).len())
     }
 
@@ -98,7 +93,7 @@ impl Experiment for Hold {
     }
 
     fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Shape::Pair, arms)?;
+        lab.stand(Shape::Fleet(1), arms)?;
         Ok(())
     }
 
@@ -130,13 +125,13 @@ impl Experiment for Hold {
     }
 
     fn visit(&mut self, lab: &Lab<'_>, visit: Visit) -> Result<Vec<(Id, Trial)>, Failure> {
-        let bed = lab.bed(Shape::Pair, visit.arm)?;
+        let bed = lab.bed(Shape::Fleet(1), visit.arm)?;
         let began = Instant::now();
         let connections = Self::connections(lab.plan);
         let before = held(&bed)?;
         let mut drive = Drive::new(
-            "client",
-            &bed.url("far", "http1", PATH)?,
+            &bed::fleet_name(0),
+            &bed.url("backend", "http1", PATH)?,
             f64::from(connections) / ROUND.as_secs_f64(),
         );
         drive.connections = connections;

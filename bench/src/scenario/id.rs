@@ -14,24 +14,44 @@ pub enum Id {
     L2,
     /// Capacity within the objective.
     L3,
+    /// Bulk transfer.
+    L4,
+    /// A chain of services.
+    L5,
     /// Idle cost by number of pods.
     R1,
     /// Processor time per request.
     R2,
     /// Memory of idle connections.
     R3,
+    /// The number of pods from which an agent is cheaper.
+    R4,
+    /// Who is charged for what.
+    R5,
     /// Noisy neighbour.
     I1,
-    /// A flood of new connections.
+    /// A flood of TLS handshakes.
     I2,
     /// Connections that are hoarded.
     I3,
+    /// Clients that are slow on purpose.
+    I4,
+    /// An elephant flow beside mice.
+    I5,
+    /// Equal tenants, all saturating.
+    I6,
+    /// The proxies' processor limit.
+    I7,
     /// The proxy runs out of memory.
     I8,
+    /// One tenant's poisonous configuration.
+    I9,
     /// The proxy is killed.
     F1,
     /// The proxy hangs.
     F2,
+    /// The proxy dies again and again.
+    F3,
     /// The control plane is away.
     F4,
     /// Plaintext on the wire while the proxy is dead.
@@ -44,158 +64,281 @@ pub enum Id {
     S3,
     /// A pod is deleted under load.
     S4,
+    /// Pods come and go.
+    S5,
     /// What a person sees.
     S6,
     /// The proxy is upgraded under load.
     U1,
+    /// Certificates that live for a minute.
+    U2,
     /// Private keys in the proxies' memory.
     X1,
     /// Privileges of the proxies.
     X2,
+    /// Forged identities, marks and destinations.
+    X3,
+    /// From an application to a proxy's key.
+    X4,
 }
 
 /// Names a scenario that there is not.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{0:?} is not a scenario: there are L1, L2, L3, R1, R2, R3, I1, I2, I3, I8, F1, F2, F4, F5, S1, S2, S3, S4, S6, \
-     U1, X1 and X2 (`duet-bench list`)"
-)]
-pub struct UnknownScenario(String);
+#[error("{wrong:?} is not a scenario: there are {} (`duet-bench list`)", Id::ALL.map(Id::name).join(", "))]
+pub struct UnknownScenario {
+    wrong: String,
+}
 
 impl Id {
     /// All of them, in the order of the reports.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 36] = [
         Self::L1,
         Self::L2,
         Self::L3,
+        Self::L4,
+        Self::L5,
         Self::R1,
         Self::R2,
         Self::R3,
+        Self::R4,
+        Self::R5,
         Self::I1,
         Self::I2,
         Self::I3,
+        Self::I4,
+        Self::I5,
+        Self::I6,
+        Self::I7,
         Self::I8,
+        Self::I9,
         Self::F1,
         Self::F2,
+        Self::F3,
         Self::F4,
         Self::F5,
         Self::S1,
         Self::S2,
         Self::S3,
         Self::S4,
+        Self::S5,
         Self::S6,
         Self::U1,
+        Self::U2,
         Self::X1,
         Self::X2,
+        Self::X3,
+        Self::X4,
     ];
 
     /// "L1".
     pub fn name(self) -> &'static str {
-        match self {
-            Self::L1 => "L1",
-            Self::L2 => "L2",
-            Self::L3 => "L3",
-            Self::R1 => "R1",
-            Self::R2 => "R2",
-            Self::R3 => "R3",
-            Self::I1 => "I1",
-            Self::I2 => "I2",
-            Self::I3 => "I3",
-            Self::I8 => "I8",
-            Self::F1 => "F1",
-            Self::F2 => "F2",
-            Self::F4 => "F4",
-            Self::F5 => "F5",
-            Self::S1 => "S1",
-            Self::S2 => "S2",
-            Self::S3 => "S3",
-            Self::S4 => "S4",
-            Self::S6 => "S6",
-            Self::U1 => "U1",
-            Self::X1 => "X1",
-            Self::X2 => "X2",
-        }
+        self.said().0
     }
 
     /// A heading.
     pub fn title(self) -> &'static str {
-        match self {
-            Self::L1 => "Latency over kept connections",
-            Self::L2 => "A new connection for every request",
-            Self::L3 => "Capacity",
-            Self::R1 => "Idle cost by number of pods",
-            Self::R2 => "Processor time per request",
-            Self::R3 => "Memory of idle connections",
-            Self::I1 => "Noisy neighbour",
-            Self::I2 => "A flood of new connections",
-            Self::I3 => "Hoarded connections",
-            Self::I8 => "The proxy runs out of memory",
-            Self::F1 => "The proxy is killed",
-            Self::F2 => "The proxy hangs",
-            Self::F4 => "The control plane is away",
-            Self::F5 => "Plaintext on the wire with the proxy dead",
-            Self::S1 => "The application connects as its first act",
-            Self::S2 => "An init container needs the network",
-            Self::S3 => "A Job ends",
-            Self::S4 => "A pod is deleted under load",
-            Self::S6 => "What a person sees",
-            Self::U1 => "The proxy is upgraded under load",
-            Self::X1 => "Private keys in the proxies' memory",
-            Self::X2 => "Privileges of the proxies",
-        }
+        self.said().1
     }
 
     /// As a platform owner would ask it.
     pub fn question(self) -> &'static str {
+        self.said().2
+    }
+
+    fn said(self) -> (&'static str, &'static str, &'static str) {
         match self {
-            Self::L1 => "How much longer does a request take with the mesh?",
-            Self::L2 => "How much longer does it take to connect and get the first byte?",
-            Self::L3 => "How many requests per second does it carry within the objective?",
-            Self::R1 => {
-                "What do the proxies hold while nothing happens, and how does it grow with pods?"
-            }
-            Self::R2 => "How much processor time does the mesh take for one request?",
-            Self::R3 => "What does a connection hold in the proxies that nobody uses?",
-            Self::I1 => "How much does one service's flood slow its neighbours down?",
-            Self::I2 => {
-                "How much does one service's flood of new connections slow its neighbours down?"
-            }
-            Self::I3 => "What happens to the others when one pod opens connections and keeps them?",
-            Self::I8 => "When one pod makes its proxy run out of memory, who goes down with it?",
-            Self::F1 => "When a proxy dies, who notices, for how long, and what is lost?",
-            Self::F2 => "When a proxy hangs for ten seconds, who waits with it?",
-            Self::F4 => "What fails, and when, while the control plane is away?",
-            Self::S1 => "Can an application use the network from its first line on?",
-            Self::S2 => "Can an init container use the network?",
-            Self::S3 => "Does a Job end when its application does, with its exit code?",
-            Self::S4 => "What is lost when a pod is deleted under load?",
-            Self::S6 => "What does somebody see who lists the pods and reads a log?",
-            Self::U1 => "What does an upgrade of the proxy cost those that use it?",
-            Self::F5 => "When a proxy is dead, does anything leave in plaintext?",
-            Self::X1 => "Whose private keys does someone get who reads a proxy's memory?",
-            Self::X2 => "What may someone do on the node who takes over a proxy?",
+            Self::L1 => (
+                "L1",
+                "Latency over kept connections",
+                "How much longer does a request take with the mesh?",
+            ),
+            Self::L2 => (
+                "L2",
+                "A new connection for every request",
+                "How much longer does it take to connect and get the first byte?",
+            ),
+            Self::L3 => (
+                "L3",
+                "Capacity",
+                "How many requests per second does it carry within the objective?",
+            ),
+            Self::L4 => (
+                "L4",
+                "Bulk transfer",
+                "How fast do large answers come, and what do they cost?",
+            ),
+            Self::L5 => (
+                "L5",
+                "A chain of services",
+                "How much does every further service on the way add?",
+            ),
+            Self::R1 => (
+                "R1",
+                "Idle cost by number of pods",
+                "What do the proxies hold while nothing happens, and how does it grow with pods?",
+            ),
+            Self::R2 => (
+                "R2",
+                "Processor time per request",
+                "How much processor time does the mesh take for one request?",
+            ),
+            Self::R3 => (
+                "R3",
+                "Memory of idle connections",
+                "What does a connection hold in the proxies that nobody uses?",
+            ),
+            Self::R4 => (
+                "R4",
+                "Density",
+                "From how many pods on a node is the agent cheaper?",
+            ),
+            Self::R5 => (
+                "R5",
+                "Attribution",
+                "Is a pod charged for what it makes its proxy use?",
+            ),
+            Self::I1 => (
+                "I1",
+                "Noisy neighbour",
+                "How much does one service's flood slow its neighbours down?",
+            ),
+            Self::I2 => (
+                "I2",
+                "A flood of handshakes",
+                "How much does a stranger's flood of handshakes at one pod slow its neighbours down?",
+            ),
+            Self::I3 => (
+                "I3",
+                "Hoarded connections",
+                "What happens to the others when one pod opens connections and keeps them?",
+            ),
+            Self::I4 => (
+                "I4",
+                "Slow clients",
+                "What do clients that are slow on purpose do to the others, and to memory?",
+            ),
+            Self::I5 => (
+                "I5",
+                "An elephant beside mice",
+                "How much does one service's bulk transfer slow its neighbours' requests down?",
+            ),
+            Self::I6 => (
+                "I6",
+                "Fair shares",
+                "When all pods ask for more than there is, does each get its share?",
+            ),
+            Self::I7 => (
+                "I7",
+                "A tight processor limit",
+                "How low may the proxies' processor limit be, and who feels it?",
+            ),
+            Self::I8 => (
+                "I8",
+                "The proxy runs out of memory",
+                "When one pod makes its proxy run out of memory, who goes down with it?",
+            ),
+            Self::I9 => (
+                "I9",
+                "Poisonous configuration",
+                "What does one tenant's excessive configuration do to the others?",
+            ),
+            Self::F1 => (
+                "F1",
+                "The proxy is killed",
+                "When a proxy dies, who notices, for how long, and what is lost?",
+            ),
+            Self::F2 => (
+                "F2",
+                "The proxy hangs",
+                "When a proxy hangs for ten seconds, who waits with it?",
+            ),
+            Self::F3 => (
+                "F3",
+                "A crash loop",
+                "When a proxy dies again and again, what still works?",
+            ),
+            Self::F4 => (
+                "F4",
+                "The control plane is away",
+                "What fails, and when, while the control plane is away?",
+            ),
+            Self::F5 => (
+                "F5",
+                "Plaintext on the wire with the proxy dead",
+                "When a proxy is dead, does anything leave in plaintext?",
+            ),
+            Self::S1 => (
+                "S1",
+                "The application connects as its first act",
+                "Can an application use the network from its first line on?",
+            ),
+            Self::S2 => (
+                "S2",
+                "An init container needs the network",
+                "Can an init container use the network?",
+            ),
+            Self::S3 => (
+                "S3",
+                "A Job ends",
+                "Does a Job end when its application does, with its exit code?",
+            ),
+            Self::S4 => (
+                "S4",
+                "A pod is deleted under load",
+                "What is lost when a pod is deleted under load?",
+            ),
+            Self::S5 => (
+                "S5",
+                "Pods come and go",
+                "What do others feel of pods that come and go, and what stays behind?",
+            ),
+            Self::S6 => (
+                "S6",
+                "What a person sees",
+                "What does somebody see who lists the pods and reads a log?",
+            ),
+            Self::U1 => (
+                "U1",
+                "The proxy is upgraded under load",
+                "What does an upgrade of the proxy cost those that use it?",
+            ),
+            Self::U2 => (
+                "U2",
+                "Short-lived certificates",
+                "What does it cost to renew every certificate within a minute?",
+            ),
+            Self::X1 => (
+                "X1",
+                "Private keys in the proxies' memory",
+                "Whose private keys does someone get who reads a proxy's memory?",
+            ),
+            Self::X2 => (
+                "X2",
+                "Privileges of the proxies",
+                "What may someone do on the node who takes over a proxy?",
+            ),
+            Self::X3 => (
+                "X3",
+                "Forgery",
+                "Does the mesh believe somebody who claims to be another?",
+            ),
+            Self::X4 => (
+                "X4",
+                "From an application to a key",
+                "Can somebody who has taken over an application get at a proxy's key?",
+            ),
         }
     }
 
     /// What it needs beyond network namespaces and cgroups.
     pub fn needs(self) -> &'static str {
         match self {
-            Self::L1
-            | Self::L2
-            | Self::L3
-            | Self::I1
-            | Self::I2
-            | Self::I3
-            | Self::R1
-            | Self::R3 => "–",
             Self::R2 => "BPF statistics (Linux 5.8), for the eBPF share",
-            Self::F1 => "–",
-            Self::F2 | Self::F4 | Self::X2 => "network namespaces: --cluster netns",
-            Self::F5 => "packet sockets",
-            Self::X1 => "/proc/<pid>/mem of the proxies",
-            Self::I8 | Self::S1 | Self::S2 | Self::S3 | Self::S4 | Self::S6 | Self::U1 => {
-                "a kubelet: --cluster kube"
-            }
+            Self::F5 | Self::X3 => "packet sockets",
+            Self::X1 | Self::U2 => "/proc/<pid>/mem of the proxies",
+            _ if self.needs_kubelet() => "a kubelet: --cluster kube",
+            _ if self.needs_netns() => "network namespaces: --cluster netns",
+            _ => "–",
         }
     }
 
@@ -203,23 +346,52 @@ impl Id {
     pub fn needs_kubelet(self) -> bool {
         matches!(
             self,
-            Self::I8 | Self::S1 | Self::S2 | Self::S3 | Self::S4 | Self::S6 | Self::U1
+            Self::I8 | Self::S1 | Self::S2 | Self::S3 | Self::S4 | Self::S6
         )
     }
 
     /// Whether it can only be asked of network namespaces so far.
     pub fn needs_netns(self) -> bool {
-        matches!(self, Self::F2 | Self::F4 | Self::X2)
+        matches!(
+            self,
+            Self::L4
+                | Self::L5
+                | Self::R5
+                | Self::I2
+                | Self::I4
+                | Self::I5
+                | Self::I6
+                | Self::I7
+                | Self::I9
+                | Self::F2
+                | Self::F3
+                | Self::F4
+                | Self::S5
+                | Self::U2
+                | Self::X2
+                | Self::X3
+                | Self::X4
+        )
     }
 
     /// Whether a profile asks it by itself; whatever is named is asked in each. A quick run has
     /// eight minutes, and a smoke run two.
     pub fn asked_in(self, profile: Profile) -> bool {
         profile == Profile::Full
-            || !matches!(
+            || matches!(
                 self,
-                Self::L3 | Self::R3 | Self::I2 | Self::I3 | Self::F2 | Self::F4
+                Self::L1
+                    | Self::L2
+                    | Self::R1
+                    | Self::R2
+                    | Self::R4
+                    | Self::I1
+                    | Self::F1
+                    | Self::F5
+                    | Self::X1
+                    | Self::X2
             )
+            || self.needs_kubelet()
     }
 
     /// Whether it kills or replaces proxies that others may be using.
@@ -238,8 +410,8 @@ impl Id {
         }
         if arm == Arm::AgentTenancy {
             return match self {
-                Self::I1 | Self::I2 | Self::I3 => true,
-                Self::L1 | Self::L2 | Self::L3 | Self::R2 => profile == Profile::Full,
+                Self::I1 | Self::I2 | Self::I3 | Self::I5 | Self::I6 => true,
+                Self::L1 | Self::L2 | Self::R2 => profile == Profile::Full,
                 _ => false,
             };
         }
@@ -250,18 +422,22 @@ impl Id {
             );
         }
         match self {
-            Self::L1 | Self::L2 | Self::L3 | Self::R2 | Self::I1 | Self::I2 | Self::I3 => true,
-            Self::R1 if profile == Profile::Full => arm.meshed(),
-            Self::R1
-            | Self::R3
-            | Self::F1
-            | Self::F2
-            | Self::F4
-            | Self::X1
-            | Self::X2
-            | Self::I8
-            | Self::U1 => matches!(arm, Arm::Sidecar | Arm::Agent),
+            Self::L1
+            | Self::L2
+            | Self::L3
+            | Self::L4
+            | Self::L5
+            | Self::R2
+            | Self::I1
+            | Self::I2
+            | Self::I3
+            | Self::I4
+            | Self::I5
+            | Self::I6 => true,
+            Self::I7 => arm.meshed(),
+            Self::R1 | Self::R4 if profile == Profile::Full => arm.meshed(),
             Self::F5 | Self::S1 | Self::S2 | Self::S3 | Self::S4 | Self::S6 => arm != Arm::Aa,
+            _ => matches!(arm, Arm::Sidecar | Arm::Agent),
         }
     }
 }
@@ -278,6 +454,8 @@ impl FromStr for Id {
         Self::ALL
             .into_iter()
             .find(|id| id.name().eq_ignore_ascii_case(name))
-            .ok_or_else(|| UnknownScenario(name.to_owned()))
+            .ok_or_else(|| UnknownScenario {
+                wrong: name.to_owned(),
+            })
     }
 }

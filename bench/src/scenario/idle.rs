@@ -1,4 +1,5 @@
-//! R1: what the proxies of a node hold while nothing happens.
+//! R1 and R4: what the proxies of a node hold while nothing happens, and from how many pods on the
+//! agent is cheaper.
 //!
 //! Memory is what the node would get back without the proxies: anonymous pages
 //! of each process, what the kernel keeps on their behalf (sockets, page tables,
@@ -26,15 +27,15 @@ pub struct Idle;
 
 impl Experiment for Idle {
     fn scenarios(&self) -> &'static [Id] {
-        &[Id::R1]
+        &[Id::R1, Id::R4]
     }
 
     fn shapes(&self, _plan: &Plan) -> Vec<Shape> {
         Vec::new()
     }
 
-    fn metrics(&self, _scenario: Id) -> Vec<Metric> {
-        vec![
+    fn metrics(&self, scenario: Id) -> Vec<Metric> {
+        let mut metrics = vec![
             Metric::value(
                 keys::PROXY_MEMORY,
                 "memory of the node's proxies",
@@ -53,7 +54,12 @@ impl Experiment for Idle {
                 "descriptors",
                 Kind::Count,
             ),
-        ]
+        ];
+        if scenario == Id::R4 {
+            // Nobody chooses a placement by its descriptors.
+            metrics.pop();
+        }
+        metrics
     }
 
     fn prepare_estimate(&self, _plan: &Plan) -> Duration {
@@ -112,22 +118,14 @@ impl Experiment for Idle {
             let used = bed.cluster.ran(1)?.saturating_sub(before);
             let watched = from.elapsed();
             let held = bed.cluster.holdings(1)?;
-            trials.push((
-                Id::R1,
-                Trial {
-                    arm: visit.arm.name().to_owned(),
-                    point: Point::at(format!("{pods} pods"), f64::from(*pods)),
-                    repeat: 0,
-                    started_s: began.duration_since(lab.started).as_secs_f64(),
-                    duration_s: began.elapsed().as_secs_f64(),
-                    load: None,
-                    histograms: Default::default(),
-                    values: holdings(&held, used.as_secs_f64() / watched.as_secs_f64()),
-                    timelines: Vec::new(),
-                    voids: Vec::new(),
-                    notes: Vec::new(),
-                },
-            ));
+            let point = Point::at(format!("{pods} pods"), f64::from(*pods));
+            let mut trial = lab.trial(visit.arm, point, began, []);
+            trial.values = holdings(&held, used.as_secs_f64() / watched.as_secs_f64());
+            let mut density = trial.clone();
+            density
+                .values
+                .retain(|key, _| [keys::PROXY_MEMORY, keys::IDLE_CPU].contains(&key.as_str()));
+            trials.extend([(Id::R1, trial), (Id::R4, density)]);
         }
         Ok(trials)
     }

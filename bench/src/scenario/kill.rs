@@ -142,8 +142,9 @@ impl Experiment for Kill {
              connection to come back loses no request, but it has no goodput either. Lost means \
              failed."
                 .to_owned(),
-            "A restarted agent is told of its pods one by one through its local API; that is part \
-             of the time until it is ready."
+            "The process that proxies is killed. An agent's supervisor (`duet-agent supervise`) starts the \
+             next, which takes the listeners up where they are: new connections wait and are not refused. \
+             A sidecar's is the kubelet's part, as the cluster plays it."
                 .to_owned(),
         ]
     }

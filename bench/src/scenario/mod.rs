@@ -5,14 +5,23 @@
 //! share their trials (L1's load is also R2's); the runner calls it once per arm
 //! and block and keeps whatever trials it returns.
 
+mod attribution;
 mod away;
 mod bed;
+mod bulk;
 mod capacity;
+mod chain;
+mod churn;
 mod connections;
+mod crashloop;
 mod deletion;
 mod drive;
+mod elephant;
 mod exhaustion;
 mod failclosed;
+mod fairness;
+mod forgery;
+mod handshakes;
 mod hang;
 mod hoard;
 mod hold;
@@ -23,11 +32,18 @@ mod keys;
 mod kill;
 mod meter;
 mod neighbour;
+mod poison;
+mod press;
 mod privileges;
+mod reachable;
+mod renewing;
 mod slo;
+mod slow;
+mod squeeze;
 mod start;
 mod steady;
 mod upgrade;
+mod victim;
 
 pub use bed::{Bed, Beds, Parity, Shape};
 pub use drive::Drive;
@@ -37,7 +53,7 @@ use crate::accounting::Baseline;
 use crate::arm::Arm;
 use crate::cluster::kube::{KubeSite, Stage};
 use crate::cluster::{ClusterError, Site};
-use crate::results::{Metric, Trial};
+use crate::results::{Metric, Point, Trial};
 use crate::run::{Interrupt, Interrupted, Plan, Progress};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -69,6 +85,32 @@ impl Lab<'_> {
         self.interrupt.sleep(window)?;
         let used = self.site.machine()? - before;
         Ok(Baseline::of(used, began.elapsed(), self.site.cores()))
+    }
+
+    /// A trial that is a few numbers and no load.
+    pub fn trial<'k>(
+        &self,
+        arm: Arm,
+        point: Point,
+        began: Instant,
+        values: impl IntoIterator<Item = (&'k str, f64)>,
+    ) -> Trial {
+        Trial {
+            arm: arm.name().to_owned(),
+            point,
+            repeat: 0,
+            started_s: began.duration_since(self.started).as_secs_f64(),
+            duration_s: began.elapsed().as_secs_f64(),
+            load: None,
+            histograms: Default::default(),
+            values: values
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect(),
+            timelines: Vec::new(),
+            voids: Vec::new(),
+            notes: Vec::new(),
+        }
     }
 
     /// The Kubernetes cluster that the run is on.
@@ -146,22 +188,35 @@ pub fn experiments() -> Vec<Box<dyn Experiment>> {
         Box::new(steady::Steady::default()),
         Box::new(slo::Capacity),
         Box::new(connections::Connections::default()),
+        Box::new(bulk::Bulk::default()),
+        Box::new(attribution::Attribution),
+        Box::new(poison::Poison),
         Box::new(hold::Hold),
+        Box::new(chain::Chain),
         Box::new(start::Start),
         Box::new(job::Jobs::default()),
         Box::new(deletion::Deletion),
         Box::new(upgrade::Upgrade),
-        Box::new(neighbour::Neighbour::requests()),
-        Box::new(neighbour::Neighbour::connections()),
+        Box::new(neighbour::Neighbour::default()),
+        Box::new(handshakes::Handshakes::default()),
+        Box::new(slow::Slow::default()),
+        Box::new(elephant::Elephant::default()),
+        Box::new(squeeze::Squeeze::default()),
         Box::new(hoard::Hoard),
+        Box::new(fairness::Fairness),
         Box::new(idle::Idle),
         Box::new(kill::Kill),
         Box::new(hang::Hang),
+        Box::new(crashloop::CrashLoop),
         Box::new(away::Away),
         Box::new(exhaustion::Exhaustion),
+        Box::new(churn::Churn),
         Box::new(keys::Keys),
         Box::new(privileges::Privileges),
         Box::new(failclosed::FailClosed),
+        Box::new(forgery::Forgery),
+        Box::new(reachable::Reachable),
+        Box::new(renewing::Renewing),
     ]
 }
 

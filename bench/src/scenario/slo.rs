@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 
 /// Steps of a search, about: doublings from the first rate, and a failure or two.
 const STEPS: u32 = 8;
-/// Where a profile has no search of its own.
+/// Shorter than where rates are chosen: the search is made anew in every block, and blocks show how coarse it is.
 const PROBE: Probe = Probe {
-    warmup: Duration::from_millis(200),
-    step: Duration::from_millis(800),
+    warmup: Duration::from_millis(100),
+    step: Duration::from_millis(600),
     refinements: 2,
 };
 /// Bisections at least: neighbouring answers are then a factor of 2^(1/4) apart.
@@ -31,10 +31,10 @@ pub struct Capacity;
 
 impl Capacity {
     fn probe(plan: &Plan) -> Probe {
-        let probe = plan.pace.probe.unwrap_or(PROBE);
+        let refinements = plan.pace.probe.map_or(0, |probe| probe.refinements);
         Probe {
-            refinements: probe.refinements.max(REFINEMENTS),
-            ..probe
+            refinements: refinements.max(REFINEMENTS),
+            ..PROBE
         }
     }
 }

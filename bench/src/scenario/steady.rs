@@ -13,9 +13,10 @@ use super::{Bed, Experiment, Failure, Id, Lab, Visit};
 use crate::accounting::Baseline;
 use crate::arm::Arm;
 use crate::load::report::LoadReport;
-use crate::results::{Kind, Metric, Point, Stage, Trial, keys};
+use crate::results::{HEADLINE_LOAD, Kind, Metric, Point, Stage, Trial, keys};
 use crate::run::Plan;
 use crate::run::gates::Losses;
+use crate::stats::MIN_BLOCKS;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -27,6 +28,8 @@ pub(super) const PATH: &str = "/bytes/1024";
 const FIXED_RATE: f64 = 200.0;
 /// Rate at which arms are warmed up, requests/s.
 const SETTLING_RATE: f64 = 100.0;
+/// Where only one rate is measured, per cent.
+const HEADLINE: &[u32] = &[50];
 /// For how long the idle machine is watched.
 const BASELINE: Duration = Duration::from_secs(1);
 /// A capacity is sought among these: no arm without a proxy can be the smallest,
@@ -42,6 +45,8 @@ struct Series {
     name: String,
     protocol: &'static str,
     service: &'static str,
+    /// As per cent of the smallest capacity.
+    rates: &'static [u32],
     /// Capacity by arm, requests/s.
     capacities: BTreeMap<String, f64>,
 }
@@ -58,28 +63,32 @@ pub struct Steady {
 }
 
 impl Series {
+    /// One over which all rates are swept; how the others differ from it shows at one of them.
     fn all(plan: &Plan) -> Vec<Self> {
-        let protocols: &[(&str, &str)] = if plan.pace.all_protocols {
-            &[("HTTP/1.1", "http1"), ("HTTP/2", "http2"), ("gRPC", "grpc")]
-        } else {
-            &[("HTTP/1.1", "http1")]
+        let mut all = vec![("HTTP/1.1 · same node", "http1", "near", plan.pace.rates)];
+        if plan.pace.cross_node {
+            all.push(("HTTP/1.1 · cross node", "http1", "far", HEADLINE));
+        }
+        if plan.pace.all_protocols {
+            all.push(("HTTP/2 · same node", "http2", "near", HEADLINE));
+            all.push(("gRPC · same node", "grpc", "near", HEADLINE));
+        }
+        let one = |(name, protocol, service, rates): (&str, _, _, _)| Self {
+            name: name.to_owned(),
+            protocol,
+            service,
+            rates,
+            capacities: BTreeMap::new(),
         };
-        let services: &[(&str, &str)] = if plan.pace.cross_node {
-            &[("same node", "near"), ("cross node", "far")]
-        } else {
-            &[("same node", "near")]
-        };
-        protocols
-            .iter()
-            .flat_map(|(protocol_name, protocol)| {
-                services.iter().map(move |(path, service)| Self {
-                    name: format!("{protocol_name} · {path}"),
-                    protocol,
-                    service,
-                    capacities: BTreeMap::new(),
-                })
-            })
-            .collect()
+        all.into_iter().map(one).collect()
+    }
+
+    /// The headline of the first series is measured in every block, all else in every second one of a run
+    /// that has twice as many as an interval needs.
+    fn measured_in(&self, block: u32, plan: &Plan, point: &Point) -> bool {
+        let headline = self.service == "near" && self.protocol == "http1";
+        let plenty = plan.pace.blocks >= 2 * MIN_BLOCKS as u32;
+        !plenty || block.is_multiple_of(2) || (headline && point.x == HEADLINE_LOAD)
     }
 
     /// As the parameters call the capacity of an arm.
@@ -95,11 +104,10 @@ impl Series {
     }
 
     /// The points of the sweep with their rates.
-    fn points(&self, plan: &Plan) -> Vec<(Point, f64)> {
+    fn points(&self) -> Vec<(Point, f64)> {
         let capacity = self.capacities.values().copied().reduce(f64::min);
         match capacity {
-            Some(capacity) => plan
-                .pace
+            Some(capacity) => self
                 .rates
                 .iter()
                 .map(|percent| {
@@ -178,13 +186,17 @@ impl Experiment for Steady {
     }
 
     fn visit_estimate(&self, plan: &Plan) -> Duration {
-        let points = if plan.pace.probe.is_some() {
-            plan.pace.rates.len()
-        } else {
-            1
+        let points = |series: &Series| match plan.pace.probe {
+            Some(_) => series.rates.len(),
+            None => 1,
         };
-        let trials = points * Series::all(plan).len();
-        (plan.pace.warmup + plan.pace.window + Duration::from_millis(250)) * trials as u32
+        let trials: usize = Series::all(plan).iter().map(points).sum();
+        let trial = plan.pace.warmup + plan.pace.window + Duration::from_millis(250);
+        if plan.pace.blocks >= 2 * MIN_BLOCKS as u32 {
+            // Of two blocks one has the headline only.
+            return trial * (trials as u32 + 1) / 2;
+        }
+        trial * trials as u32
     }
 
     fn recall(&mut self, parameters: &BTreeMap<String, serde_json::Value>) {
@@ -256,7 +268,7 @@ impl Experiment for Steady {
             ("settle_ms".to_owned(), json!(plan.pace.settle.as_millis())),
         ]);
         for series in &self.series {
-            for (point, rate) in series.points(plan) {
+            for (point, rate) in series.points() {
                 parameters.insert(format!("rate: {}", point.title()), json!(rate.round()));
             }
             for (arm, capacity) in &series.capacities {
@@ -288,9 +300,12 @@ impl Experiment for Steady {
         let bed = lab.bed(Shape::Pair, visit.arm)?;
         let mut trials = Vec::new();
         for series in &self.series {
-            let points = series.points(lab.plan);
+            let points = series.points();
             let busiest = points.len().saturating_sub(1);
             for (at, (point, rate)) in points.into_iter().enumerate() {
+                if !series.measured_in(visit.block, lab.plan, &point) {
+                    continue;
+                }
                 let began = Instant::now();
                 let mut drive = series.drive(&bed, rate)?;
                 drive.seed = lab.plan.schedule(Id::L1, visit.block, &point.title());

@@ -5,6 +5,8 @@
 //! stay. Both are ordered as an operator would, while a client opens connections
 //! and keeps others open.
 
+mod netns;
+
 use super::bed::Shape;
 use super::drive::Drive;
 use super::{Experiment, Failure, Id, Lab, Visit};
@@ -41,8 +43,8 @@ impl Experiment for Upgrade {
         &[Id::U1]
     }
 
-    fn shapes(&self, _plan: &Plan) -> Vec<Shape> {
-        vec![Shape::Pair]
+    fn shapes(&self, plan: &Plan) -> Vec<Shape> {
+        vec![shape(plan)]
     }
 
     fn metrics(&self, _scenario: Id) -> Vec<Metric> {
@@ -72,18 +74,23 @@ impl Experiment for Upgrade {
         plan.building(plan.arms_of(Id::U1).len())
     }
 
-    fn visit_estimate(&self, _plan: &Plan) -> Duration {
-        Duration::from_secs(30)
+    fn visit_estimate(&self, plan: &Plan) -> Duration {
+        if plan.kubelet {
+            Duration::from_secs(30)
+        } else {
+            netns::WINDOW + Duration::from_secs(1)
+        }
     }
 
     fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Shape::Pair, arms)?;
+        lab.stand(shape(lab.plan), arms)?;
         Ok(())
     }
 
-    fn parameters(&self, _scenario: Id, _plan: &Plan) -> BTreeMap<String, Value> {
+    fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, Value> {
+        let servers = if plan.kubelet { REPLICAS } else { 1 };
         BTreeMap::from([
-            ("servers".to_owned(), json!(REPLICAS)),
+            ("servers".to_owned(), json!(servers)),
             ("new_connections_per_s".to_owned(), json!(NEW)),
             ("long_lived".to_owned(), json!(LONG_LIVED)),
             ("around_s".to_owned(), json!(AROUND.as_secs())),
@@ -96,6 +103,10 @@ impl Experiment for Upgrade {
              upgraded by ending the client, and is not. With agents every node's is replaced, the \
              client's too."
                 .to_owned(),
+            "On network namespaces the next agent is of the same binary and takes over while both run, and open \
+             connections are drained for three seconds instead of a minute; the server's pod is replaced by one that \
+             is ready first, and told to end in a kubelet's order."
+                .to_owned(),
             "Servers have no preStop hook. The new version is the old one: nothing but the \
              replacement is measured."
                 .to_owned(),
@@ -104,7 +115,9 @@ impl Experiment for Upgrade {
 
     fn visit(&mut self, lab: &Lab<'_>, visit: Visit) -> Result<Vec<(Id, Trial)>, Failure> {
         let began = Instant::now();
-        let kube = lab.kube()?;
+        let Some(kube) = lab.kube else {
+            return netns::visit(lab, visit);
+        };
         let bed = lab.bed(Shape::Pair, visit.arm)?;
         let stage = lab.stage(visit.arm)?;
         stage.make::<Deployment>(servers(kube, &stage))?;
@@ -203,6 +216,15 @@ impl Experiment for Upgrade {
                 notes,
             },
         )])
+    }
+}
+
+/// Where it takes place: with a kubelet servers of its own beside a bed, else a bed whose server may be replaced.
+fn shape(plan: &Plan) -> Shape {
+    if plan.kubelet {
+        Shape::Pair
+    } else {
+        Shape::Upgraded
     }
 }
 

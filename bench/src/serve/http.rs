@@ -8,6 +8,7 @@
 //! | `GET /echo`, `GET /info` | what the server saw of the request, as JSON ([`Info`]) |
 //! | any with `Upgrade:` at `/upgrade` | 101, then bytes are echoed |
 //! | `POST` with `content-type: application/grpc` | the messages back, `grpc-status: 0` in the trailers |
+//! | `GET /via/HOST:PORT/…` | the answer of that server to `GET /…`: a link of a chain |
 //!
 //! Any path takes `?delay=10ms` (wait before answering) and `?status=503` (answer with that status).
 
@@ -33,6 +34,7 @@ use tokio::sync::watch;
 
 use super::draining;
 use super::tcp::echo_stream;
+use super::via::{self, Next};
 
 /// What the server saw of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +55,7 @@ struct Site {
     peer: SocketAddr,
     local: SocketAddr,
     pod: Arc<str>,
+    next: Next,
 }
 
 /// Serves one connection; on `drain` it finishes open requests and closes.
@@ -66,6 +69,7 @@ pub async fn serve(
         peer,
         local: stream.local_addr()?,
         pod,
+        next: Next::default(),
     });
     let service = service_fn(move |request| {
         let site = site.clone();
@@ -101,7 +105,13 @@ async fn answer(request: Request<Incoming>, site: &Site) -> Response<Reply> {
             Err(wrong) => return text(StatusCode::BAD_REQUEST, wrong),
         }
     }
-    let mut response = route(request, site);
+    let mut response = match via::onward(request.uri()) {
+        Some((to, path)) => match site.next.ask(&to, &path).await {
+            Ok(answer) => answer.map(Reply::Echo),
+            Err(error) => text(StatusCode::BAD_GATEWAY, format!("{to}: {error}\n")),
+        },
+        None => route(request, site),
+    };
     if status != StatusCode::OK {
         *response.status_mut() = status;
     }

@@ -12,6 +12,7 @@
 
 pub mod http;
 pub mod tcp;
+mod via;
 
 #[cfg(test)]
 mod tests;

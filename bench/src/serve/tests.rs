@@ -305,3 +305,21 @@ async fn a_taken_port_is_named() {
             .is_usage()
     );
 }
+
+#[tokio::test]
+async fn a_chain_gives_the_last_servers_answer() {
+    let (first, last) = (start(), start());
+    let mut sender = first.http1().await;
+    let next = last.connect(Service::Http).await.peer_addr().unwrap();
+    // The second goes over the connection that the first has opened.
+    for _ in 0..2 {
+        let asked = request(Method::GET, &format!("/via/{next}/bytes/1024"), "");
+        let answer = sender.send_request(asked).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body.len(), 1024);
+    }
+    let asked = request(Method::GET, "/via/127.0.0.1:1/", "");
+    let answer = sender.send_request(asked).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::BAD_GATEWAY);
+}

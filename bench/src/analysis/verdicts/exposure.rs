@@ -273,3 +273,72 @@ fn good_trials<'a>(case: &Case<'a>, arm: &str, key: &str) -> impl Iterator<Item 
         .filter(move |trial| trial.arm == arm && !trial.is_void())
         .filter(move |trial| trial.values.contains_key(key))
 }
+
+pub fn forgeries(case: &Case) -> Option<Verdict> {
+    let tried = case.said(keys::FORGERIES, None, super::sum)?;
+    let accepted = case.said(keys::FORGERIES_ACCEPTED, None, super::sum)?;
+    let of: Vec<String> = accepted
+        .values
+        .iter()
+        .filter_map(|(arm, accepted)| {
+            let tried = tried.of(arm)?;
+            Some(format!(
+                "{} of {} {}",
+                words::number(*accepted),
+                words::number(tried),
+                behind(arm)
+            ))
+        })
+        .collect();
+    let which: Vec<String> = case
+        .scenario
+        .trials()
+        .flat_map(|trial| &trial.notes)
+        .filter(|note| note.starts_with("accepted:"))
+        .cloned()
+        .collect();
+    let which = match which.first() {
+        None => String::new(),
+        Some(first) => format!(" First of them: {first}."),
+    };
+    let mut verdict = case.verdict(
+        "Does the mesh believe somebody who claims to be another?",
+        Basis::Counted,
+        format!(
+            "Foreign identities, foreign destinations, borrowed certificates and marked sockets: accepted were {}.{which}",
+            words::list(&of)
+        ),
+    );
+    verdict.figures = accepted.figures("accepted");
+    Some(verdict)
+}
+
+pub fn ways_to_a_key(case: &Case) -> Option<Verdict> {
+    let tried = case.said(keys::WAYS, None, median)?;
+    let open = case.said(keys::WAYS_OPEN, None, |values| {
+        values.iter().copied().reduce(f64::max)
+    })?;
+    let of: Vec<String> = open
+        .values
+        .iter()
+        .filter_map(|(arm, open)| {
+            let tried = tried.of(arm)?;
+            Some(format!(
+                "{} of {} {}",
+                words::number(*open),
+                words::number(tried),
+                behind(arm)
+            ))
+        })
+        .collect();
+    let mut verdict = case.verdict(
+        "Can a taken-over application get at a proxy's key?",
+        Basis::Counted,
+        format!(
+            "Of the ways that were tried, open were {}.",
+            words::list(&of)
+        ),
+    );
+    verdict.figures = open.figures("open");
+    Some(verdict)
+}

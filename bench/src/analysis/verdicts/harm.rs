@@ -1,110 +1,13 @@
-//! Who gets hurt when something goes wrong: a noisy neighbour, a dead or hanging proxy, a control
+//! Who gets hurt when something goes wrong: hoarded connections, a dead or hanging proxy, a control
 //! plane that is away.
 
 use super::super::words;
-use super::{Case, basis_of, behind};
-use crate::results::{Basis, FaultSummary, Placement, Point, SlowdownPoint, Spread, Verdict, keys};
+use super::{Case, behind};
+use crate::results::{Basis, FaultSummary, Spread, Verdict, keys};
+use crate::stats::median;
 
 /// Recovery is judged in bins of this length.
 const BIN_MS: f64 = 100.0;
-
-pub fn noisy_neighbour(case: &Case) -> Option<Verdict> {
-    let points = case.scenario.points();
-    let series = &points.first()?.series;
-    let worst = points
-        .iter()
-        .filter(|point| point.series == *series)
-        .max_by(|a, b| a.x.total_cmp(&b.x))
-        .filter(|point| point.x > 0.0)?;
-    let seen: Vec<_> = case
-        .arms()
-        .filter_map(|arm| Some((arm, at(case, &arm.name, worst)?)))
-        .collect();
-    let slowdown = |placement: Option<Placement>| -> Vec<String> {
-        seen.iter()
-            .filter(|(arm, _)| (arm.placement == Placement::None) == placement.is_some())
-            .filter_map(|(arm, point)| {
-                let text = words::ratio_estimate(point.slowdown.as_ref()?);
-                Some(match placement {
-                    Some(_) => format!("{} {text}", behind(arm)),
-                    None => format!("{text} {}", behind(arm)),
-                })
-            })
-            .collect()
-    };
-    let meshes = words::list(&slowdown(None));
-    let control = slowdown(Some(Placement::None))
-        .first()
-        .map(|text| format!("; {text}"))
-        .unwrap_or_default();
-    if meshes.is_empty() {
-        return None;
-    }
-    let goodput: Vec<String> = seen
-        .iter()
-        .filter_map(|(arm, point)| {
-            Some(format!(
-                "{} {}",
-                words::percent(point.goodput?.value),
-                behind(arm)
-            ))
-        })
-        .collect();
-    let goodput = if goodput.is_empty() {
-        String::new()
-    } else {
-        format!(" Its goodput was {}.", words::list(&goodput))
-    };
-    let rivals = case.rivals("slowdown_p50", worst);
-    let rivalry = rivals
-        .map(|c| format!(" Agent against sidecars: {}.", words::finding(c)))
-        .unwrap_or_default();
-    let against = case.against_none("slowdown_p50", worst);
-    let (question, flood) = if case.scenario.id == "I2" {
-        (
-            "How much does a neighbour that only opens connections hurt the others?",
-            "flooding with new connections",
-        )
-    } else {
-        (
-            "How much does one flooding neighbour hurt the others?",
-            "flooding",
-        )
-    };
-    let mut verdict = case.verdict(
-        question,
-        basis_of(rivals.into_iter().chain(against.iter().map(|(_, c)| *c))),
-        format!(
-            "With one neighbour {flood} at {}× its quota the victim's median rose {meshes}{control}.{goodput}{rivalry}",
-            words::number(worst.x)
-        ),
-    );
-    verdict.figures = seen
-        .iter()
-        .filter_map(|(arm, point)| {
-            Some((
-                arm.name.clone(),
-                words::ratio_estimate(point.slowdown.as_ref()?),
-            ))
-        })
-        .collect();
-    Some(verdict)
-}
-
-fn at<'a>(case: &Case<'a>, arm: &str, worst: &Point) -> Option<&'a SlowdownPoint> {
-    case.analysis
-        .slowdowns
-        .iter()
-        .find(|curve| {
-            curve.scenario == case.scenario.id
-                && curve.arm == arm
-                && curve.metric == "p50"
-                && curve.series == worst.series
-        })?
-        .points
-        .iter()
-        .find(|point| point.w == worst.x)
-}
 
 pub fn hoarder(case: &Case) -> Option<Verdict> {
     let points = case.scenario.points();
@@ -253,6 +156,24 @@ fn fault(case: &Case, told: &Words) -> Option<Verdict> {
             (arm.name.clone(), format!("{pods}/{of} pods, {time}"))
         })
         .collect();
+    Some(verdict)
+}
+
+pub fn crash_loop(case: &Case) -> Option<Verdict> {
+    let all = case.said(keys::AVAILABILITY, None, median)?;
+    let worst = case.said(keys::WORST_AVAILABILITY, None, median)?;
+    let hit = case.said(keys::PODS_HIT, None, median)?;
+    let mut verdict = case.verdict(
+        "A proxy dies again and again: what still works?",
+        Basis::Counted,
+        format!(
+            "While one proxy died five times, all pods of its node were available {}; the worst of them {}. Hit were {}.",
+            words::list(&all.in_words()),
+            words::list(&worst.in_words()),
+            words::list(&hit.in_words())
+        ),
+    );
+    verdict.figures = all.figures("available");
     Some(verdict)
 }
 

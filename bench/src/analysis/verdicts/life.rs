@@ -374,3 +374,82 @@ fn proxies_of(arm: &Arm) -> String {
         _ => format!("the {}", subject(arm)),
     }
 }
+
+pub fn churn(case: &Case) -> Option<Verdict> {
+    let points = case.scenario.points();
+    let busy = points.last()?;
+    let counted = |key| case.said(key, Some(busy), super::sum);
+    let pods = counted(keys::CHURNED)?;
+    let left: Vec<String> = case
+        .meshes()
+        .filter_map(|arm| {
+            let of = |key| Some(words::number(counted(key)?.of(arm)?));
+            Some(format!(
+                "{} namespaces, {} entries of maps and {} open files {}",
+                of(keys::LEFT_NAMESPACES)?,
+                of(keys::LEFT_ENTRIES)?,
+                of(keys::LEFT_FILES)?,
+                behind(arm)
+            ))
+        })
+        .collect();
+    let slower: Vec<String> = case
+        .meshes()
+        .filter_map(|arm| {
+            let of = |point: &crate::results::Point| {
+                let values: Vec<f64> = case
+                    .scenario
+                    .trials()
+                    .filter(|trial| {
+                        trial.arm == arm.name && !trial.is_void() && trial.point == *point
+                    })
+                    .filter_map(|trial| case.scenario.values(trial).first().copied().flatten())
+                    .collect();
+                median(&values)
+            };
+            let (quiet, busy) = (of(points.first()?)?, of(busy)?);
+            Some(format!(
+                "{} instead of {} {}",
+                words::quantity(busy, "µs"),
+                words::quantity(quiet, "µs"),
+                behind(arm)
+            ))
+        })
+        .collect();
+    let slower = match slower.as_slice() {
+        [] => String::new(),
+        some => format!(" A bystander's median was {}.", words::list(some)),
+    };
+    let mut verdict = case.verdict(
+        "Pods come and go: what do others feel, and what stays behind?",
+        Basis::Counted,
+        format!(
+            "Came and went {}. Left behind: {}.{slower}",
+            words::list(&pods.in_words()),
+            left.join("; ")
+        ),
+    );
+    verdict.figures = counted(keys::LEFT_ENTRIES)?.figures("left");
+    Some(verdict)
+}
+
+pub fn renewals(case: &Case) -> Option<Verdict> {
+    let failed = case.said(keys::RENEWING_FAILED, None, super::sum)?;
+    let renewed = case.said(keys::RENEWED, None, super::sum)?;
+    let old = case.said(keys::OLD_KEYS, None, super::sum)?;
+    let cpu = case.said(keys::RENEWING_CPU, None, median)?;
+    let mut verdict = case.verdict(
+        "What does it cost to renew every certificate within a minute?",
+        Basis::Counted,
+        format!(
+            "Renewed were {}; failed meanwhile {}; of expired certificates were still in memory {}. The proxies, under a \
+             small load, used {}.",
+            words::list(&renewed.in_words()),
+            words::list(&failed.in_words()),
+            words::list(&old.in_words()),
+            words::list(&cpu.in_words())
+        ),
+    );
+    verdict.figures = failed.figures("failed");
+    Some(verdict)
+}

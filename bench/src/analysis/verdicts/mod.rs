@@ -1,9 +1,11 @@
 //! Answers, one plain sentence per question, that say no more than the analysis allows.
 
+mod bulk;
 mod cost;
 mod exposure;
 mod harm;
 mod life;
+mod neighbours;
 
 use super::words;
 use crate::results::{
@@ -13,30 +15,44 @@ use crate::results::{
 type Question = fn(&Case) -> Option<Verdict>;
 
 /// What does it cost me, who gets hurt when something goes wrong, what does an attacker get.
-const QUESTIONS: [(&str, Question); 23] = [
+const QUESTIONS: [(&str, Question); 37] = [
     ("L1", cost::added_latency),
     ("L1", cost::faster_of_two),
     ("L2", cost::new_connections),
     ("L3", cost::capacity),
+    ("L4", bulk::transfer),
+    ("L5", bulk::hops),
     ("R1", cost::memory),
     ("R2", cost::cpu_per_request),
     ("R3", cost::idle_connections),
-    ("I1", harm::noisy_neighbour),
-    ("I2", harm::noisy_neighbour),
+    ("R4", bulk::density),
+    ("R5", bulk::attribution),
+    ("I1", neighbours::noisy_neighbour),
+    ("I2", neighbours::handshakes),
     ("I3", harm::hoarder),
+    ("I4", neighbours::slow_clients),
+    ("I5", neighbours::elephant),
+    ("I6", neighbours::fair_shares),
+    ("I7", neighbours::tight_limit),
     ("I8", life::exhausted_proxy),
+    ("I9", neighbours::poison),
     ("F1", harm::killed_proxy),
     ("F2", harm::hung_proxy),
+    ("F3", harm::crash_loop),
     ("F4", harm::absent_control),
     ("F5", exposure::fail_open),
     ("S1", life::first_act),
     ("S2", life::init_container),
     ("S3", life::jobs),
     ("S4", life::deleted_pod),
+    ("S5", life::churn),
     ("S6", life::what_is_seen),
     ("U1", life::upgrade),
+    ("U2", life::renewals),
     ("X1", exposure::keys_in_memory),
     ("X2", exposure::privileges),
+    ("X3", exposure::forgeries),
+    ("X4", exposure::ways_to_a_key),
 ];
 
 pub fn of(results: &Results, analysis: &Analysis) -> Vec<Verdict> {
@@ -153,6 +169,30 @@ impl<'a> Case<'a> {
         self.arms().find(|arm| arm.placement == placement)
     }
 
+    /// A value of each arm, reduced over its valid trials; at one point, or at all.
+    fn said(
+        &self,
+        key: &str,
+        point: Option<&Point>,
+        reduce: fn(&[f64]) -> Option<f64>,
+    ) -> Option<Said<'a>> {
+        let of = |arm: &'a Arm| {
+            let trials = self.scenario.trials();
+            let values: Vec<f64> = trials
+                .filter(|trial| trial.arm == arm.name && !trial.is_void())
+                .filter(|trial| point.is_none_or(|point| trial.point == *point))
+                .filter_map(|trial| trial.values.get(key).copied())
+                .collect();
+            Some((arm, reduce(&values)?))
+        };
+        let unit = self
+            .scenario
+            .metric(key)
+            .map_or("", |metric| metric.unit.as_str());
+        let values: Vec<(&Arm, f64)> = self.arms().filter_map(of).collect();
+        (!values.is_empty()).then_some(Said { values, unit })
+    }
+
     /// Agent against sidecars at a point.
     fn rivals(&self, metric: &str, point: &Point) -> Option<&'a Comparison> {
         let (agent, sidecar) = (
@@ -172,6 +212,43 @@ impl<'a> Case<'a> {
             .filter(|(_, comparison)| comparison.estimate.is_some())
             .collect()
     }
+}
+
+/// One value of each arm, with its unit.
+struct Said<'a> {
+    values: Vec<(&'a Arm, f64)>,
+    unit: &'a str,
+}
+
+impl Said<'_> {
+    /// "12 MiB behind sidecars", and so on.
+    fn in_words(&self) -> Vec<String> {
+        self.values
+            .iter()
+            .map(|(arm, value)| format!("{} {}", words::quantity(*value, self.unit), behind(arm)))
+            .collect()
+    }
+
+    /// The same for the table.
+    fn figures(&self, what: &str) -> Vec<(String, String)> {
+        self.values
+            .iter()
+            .map(|(arm, value)| {
+                let text = format!("{} {what}", words::quantity(*value, self.unit));
+                (arm.name.clone(), text.trim_end().to_owned())
+            })
+            .collect()
+    }
+
+    fn of(&self, arm: &Arm) -> Option<f64> {
+        let known = self.values.iter().find(|(known, _)| known.name == arm.name);
+        known.map(|(_, value)| *value)
+    }
+}
+
+/// The sum, where there is anything to add up.
+fn sum(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum())
 }
 
 /// "behind sidecars", "behind the agent", "without a mesh".

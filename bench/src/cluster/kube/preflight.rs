@@ -300,6 +300,7 @@ pub fn programs(site: &KubeSite, needs: &Needs, sidecars: bool) -> Result<Progra
             pods: vec![PodSpec::new("probe").service_account("probe")],
             services: Vec::new(),
             servers: Vec::new(),
+            certificates: None,
         })?;
         let space = site.space("sidecar", Placement::Sidecar)?;
         let selector = format!("{}=probe", super::objects::POD);

@@ -6,9 +6,12 @@
 //! out the time by which it was behind its schedule (a closed loop does; "coordinated omission") would report
 //! the column beside it instead.
 //!
-//! Both threads are as exposed to the machine as in a run. Where one of them had to wait for a processor for more
-//! of the time than a trial's gate allows, the attempt says nothing of the generator and is made again; an
-//! attempt that was not disturbed counts, whatever it says.
+//! Both threads are as exposed to the machine as in a run. What lies between the responder's answering and the
+//! generator's reading is the machine's: a wait of one of the threads, or of the kernel's own that carries packets
+//! (ksoftirqd), which on a busy machine has no priority. Where these waited for so long that a request's share of it is
+//! a quarter of the tolerance, the attempt says nothing of the generator and is made again. What waits in the
+//! hypervisor cannot be seen from here, so a quantile that does not match has to do so in two undisturbed attempts: an error
+//! of the generator's is there each time.
 
 mod capacity;
 mod responder;
@@ -27,8 +30,9 @@ use super::report::{EncodedHistogram, LoadReport};
 use super::schedule::{Schedule, Stream};
 use super::target::{Protocol, Target};
 use super::{LoadError, run_here};
+use crate::accounting::ProcessCpu;
 use crate::attend::realtime;
-use crate::run::gates::{GENERATOR_STALL, LATE_SENDS, LITTLES_LAW};
+use crate::run::gates::{LATE_SENDS, LITTLES_LAW};
 pub use capacity::Capacity;
 use responder::{Behaviour, Responder, Stalls};
 
@@ -47,14 +51,19 @@ const CONNECTIONS: usize = 4;
 /// The quantiles that are held against the truth.
 const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 1.0];
 /// Attempts before a machine that disturbs each of them is said to be too busy.
-const ATTEMPTS: u64 = 4;
+const ATTEMPTS: u64 = 6;
 /// Until the window begins.
 const LEAD: Duration = Duration::from_millis(300);
 /// A time behind schedule below this is the machine's jitter, and a share of it means nothing.
 const BEHIND_FROM_NS: f64 = 5e6;
 
 /// The protocols that are tried.
-pub const PROTOCOLS: [Protocol; 3] = [Protocol::Http1, Protocol::Http2, Protocol::Tcp];
+pub const PROTOCOLS: [Protocol; 4] = [
+    Protocol::Http1,
+    Protocol::Http2,
+    Protocol::Grpc,
+    Protocol::Tcp,
+];
 
 /// How long to measure, for each protocol.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +134,23 @@ fn waited() -> Waited {
     Waited(waited.unwrap_or(0))
 }
 
+/// Of the kernel's threads that carry packets when there are too many to do so in passing.
+fn softirq_waited() -> Waited {
+    let processes = procfs::process::all_processes()
+        .into_iter()
+        .flatten()
+        .flatten();
+    let waited = processes
+        .filter(|process| {
+            process
+                .stat()
+                .is_ok_and(|stat| stat.comm.starts_with("ksoftirqd/"))
+        })
+        .filter_map(|process| ProcessCpu::read(process.pid() as u32).ok())
+        .map(|cpu| cpu.waited.as_nanos() as u64);
+    Waited(waited.sum())
+}
+
 /// Tries every protocol, in a real-time class where that is allowed, as in a run.
 pub fn examine(length: Length) -> Result<Findings, LoadError> {
     let examined = std::thread::Builder::new()
@@ -148,7 +174,12 @@ pub fn examine(length: Length) -> Result<Findings, LoadError> {
 fn examine_one(protocol: Protocol, length: Length) -> Result<Protocolled, LoadError> {
     let mut attempts = 1;
     let mut attempt = attempt(protocol, length.window, attempts)?;
-    while attempt.disturbed.is_some() && attempts < ATTEMPTS {
+    let mut wrong = 0;
+    while attempts < ATTEMPTS {
+        wrong += u32::from(attempt.disturbed.is_none());
+        if attempt.disturbed.is_none() && (attempt.verdict().is_ok() || wrong == 2) {
+            break;
+        }
         attempts += 1;
         attempt = self::attempt(protocol, length.window, attempts)?;
     }
@@ -180,15 +211,16 @@ pub fn attempt(protocol: Protocol, window: Duration, seed: u64) -> Result<Attemp
     let mut plan = plan(&responder, protocol, RATE, window)?;
     plan.start_at_ns = Some(start_ns);
     plan.seed = seed;
-    let before = waited();
+    let before = (waited(), softirq_waited());
     let report = run_here(&plan, Arc::new(AtomicBool::new(false)))?;
-    let generator_waited = waited().0 - before.0;
+    let generator = Waited(waited().0 - before.0.0);
+    let kernel = Waited(softirq_waited().0.saturating_sub(before.1.0));
     Ok(Attempt {
         requests: report.offered,
         failed: report.failed(),
         rows: rows(&report, &responder),
         littles_law: report.littles_law(),
-        disturbed: disturbed(&report, generator_waited, responder.waited().0),
+        disturbed: disturbed(&report, [generator, responder.waited(), kernel]),
     })
 }
 
@@ -282,23 +314,29 @@ fn quantile_of(histogram: &EncodedHistogram, q: f64) -> Option<f64> {
     (!histogram.is_empty()).then(|| histogram.value_at_quantile(q) as f64)
 }
 
-/// The gates of a trial, for both ends.
-fn disturbed(report: &LoadReport, generator_ns: u64, responder_ns: u64) -> Option<String> {
-    let span_ns = report.window_s * 1e9 + LEAD.as_nanos() as f64;
+/// Whether the machine was in the way of more than the tolerance leaves room for.
+fn disturbed(report: &LoadReport, waited: [Waited; 3]) -> Option<String> {
     let late = report.late_share();
     if late > LATE_SENDS {
         return Some(format!("{:.1} % of sends were late", 100.0 * late));
     }
-    [("generator", generator_ns), ("responder", responder_ns)]
-        .into_iter()
-        .map(|(who, waited)| (who, waited as f64 / span_ns))
-        .find(|(_, share)| *share > GENERATOR_STALL)
-        .map(|(who, share)| {
-            format!(
-                "the {who} waited for a processor in {:.1} % of the time",
-                100.0 * share
-            )
-        })
+    let most_ns = TOLERANCE / 4.0 * DELAY.as_nanos() as f64;
+    [
+        "the generator",
+        "the responder",
+        "the kernel's packet threads",
+    ]
+    .into_iter()
+    .zip(waited)
+    .map(|(who, waited)| (who, waited.0 as f64 / report.offered.max(1) as f64))
+    .find(|(_, each)| *each > most_ns)
+    .map(|(who, each)| {
+        format!(
+            "for each request {who} waited {:.0} µs for a processor; {:.0} are allowed",
+            each / 1000.0,
+            most_ns / 1000.0
+        )
+    })
 }
 
 // === impl Findings ===

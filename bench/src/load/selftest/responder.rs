@@ -10,8 +10,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -21,7 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
 use super::super::clock::{Alarm, Waiting, now_ns};
-use super::super::target::Protocol;
+use super::super::target::{GRPC_PREFIX, Protocol};
 use super::{Waited, waited};
 
 /// What the responder does to a request.
@@ -148,7 +150,8 @@ async fn accept(listener: &TcpListener, protocol: Protocol, shared: &Arc<Shared>
             // The generator counts what becomes of a connection.
             let _ = match protocol {
                 Protocol::Tcp => frames(stream, &shared).await,
-                Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => http(stream, &shared).await,
+                Protocol::Http1 | Protocol::Http2 => http(stream, &shared, plain).await,
+                Protocol::Grpc => http(stream, &shared, grpc).await,
             };
         });
     }
@@ -165,12 +168,18 @@ async fn frames(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     }
 }
 
-async fn http(stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+async fn http(
+    stream: TcpStream,
+    shared: &Arc<Shared>,
+    answer: fn() -> Response<Body>,
+) -> io::Result<()> {
     let service = service_fn(move |_: Request<Incoming>| {
         let shared = shared.clone();
         async move {
             let _ = shared.handle().await;
-            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"answered\n"))))
+            Ok::<_, Infallible>(answer())
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -179,6 +188,25 @@ async fn http(stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
         .serve_connection(TokioIo::new(stream), service)
         .await
         .map_err(io::Error::other)
+}
+
+fn plain() -> Response<Body> {
+    Response::new(Full::new(Bytes::from_static(b"answered\n")).boxed_unsync())
+}
+
+/// An empty message, and that all went well.
+fn grpc() -> Response<Body> {
+    let trailers = HeaderMap::from_iter([(
+        HeaderName::from_static("grpc-status"),
+        HeaderValue::from_static("0"),
+    )]);
+    let message = Full::new(Bytes::from_static(&[0; GRPC_PREFIX]));
+    let message = message.with_trailers(std::future::ready(Some(Ok(trailers))));
+    let mut response = Response::new(message.boxed_unsync());
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
 }
 
 /// More than the generator has under way at the highest rate, so that it never queues for a stream.

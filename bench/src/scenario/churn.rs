@@ -1,0 +1,211 @@
+//! S5: what others feel of pods that come and go, and what stays behind.
+//!
+//! A pod a second is made and, three seconds later, removed, while a bystander on the same node goes on
+//! asking. What the mesh has on that node is counted before and after: network namespaces, entries of
+//! the kernel programs' maps, open files. The netns cluster makes real namespaces and enrols them as a
+//! CNI plugin does; a kubelet's own part, images and volumes, is left out in all arms.
+
+use super::bed::{self, Shape};
+use super::drive::Drive;
+use super::meter::{self, Used};
+use super::steady::PATH;
+use super::{Bed, Experiment, Failure, Id, Lab, Visit};
+use crate::arm::Arm;
+use crate::cluster::{Belongings, PodSpec, monotonic_ns};
+use crate::results::{Kind, Metric, Point, Stage, Trial, keys};
+use crate::run::Plan;
+use crate::run::gates::{Conditions, Losses};
+use serde_json::json;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+/// The bystander's requests per second.
+const RATE: f64 = 200.0;
+/// From one new pod to the next.
+const EVERY: Duration = Duration::from_secs(1);
+/// Of these, there are so many at the same time.
+const ALIVE: usize = 3;
+const PODS: u32 = 8;
+const QUIET: Duration = Duration::from_secs(3);
+/// From the last removal to the count: connections are drained meanwhile.
+const CALM: Duration = Duration::from_secs(2);
+
+pub struct Churn;
+
+impl Churn {
+    fn shape(plan: &Plan) -> Shape {
+        Shape::Fleet(plan.pace.fault_pods)
+    }
+}
+
+impl Experiment for Churn {
+    fn scenarios(&self) -> &'static [Id] {
+        &[Id::S5]
+    }
+
+    fn shapes(&self, plan: &Plan) -> Vec<Shape> {
+        vec![Self::shape(plan)]
+    }
+
+    fn metrics(&self, _scenario: Id) -> Vec<Metric> {
+        let left = |key, label, unit| Metric::value(key, label, unit, Kind::Count);
+        vec![
+            Metric::quantile(Stage::Response, 0.5),
+            Metric::quantile(Stage::Response, 0.9),
+            Metric::goodput(),
+            left(keys::LEFT_NAMESPACES, "namespaces left", "namespaces"),
+            left(keys::LEFT_ENTRIES, "entries of maps left", "entries"),
+            left(keys::LEFT_FILES, "open files left", "descriptors"),
+            left(keys::CHURNED, "pods that came and went", "pods"),
+        ]
+    }
+
+    fn prepare_estimate(&self, plan: &Plan) -> Duration {
+        if plan.wants(&[Id::F1, Id::F2, Id::X1]) {
+            return Duration::ZERO;
+        }
+        let arms = plan.arms_of(Id::S5).len() as u32;
+        (Duration::from_secs(1) + Duration::from_millis(100) * plan.pace.fault_pods) * arms
+    }
+
+    fn visit_estimate(&self, _plan: &Plan) -> Duration {
+        QUIET + EVERY * PODS + CALM + Duration::from_secs(3)
+    }
+
+    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
+        lab.stand(Self::shape(lab.plan), arms)?;
+        Ok(())
+    }
+
+    fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {
+        BTreeMap::from([
+            ("pods".to_owned(), json!(plan.pace.fault_pods)),
+            ("churned_pods".to_owned(), json!(PODS)),
+            ("every_ms".to_owned(), json!(EVERY.as_millis())),
+            ("requests_per_s".to_owned(), json!(RATE)),
+        ])
+    }
+
+    fn notes(&self, _scenario: Id) -> Vec<String> {
+        vec![
+            "Making a namespace takes processor from the bystander in every arm; the harness's own share of that is \
+             in both."
+                .to_owned(),
+            "Open files are compared after two seconds of calm; a pool may hold a connection more or less.".to_owned(),
+        ]
+    }
+
+    fn visit(&mut self, lab: &Lab<'_>, visit: Visit) -> Result<Vec<(Id, Trial)>, Failure> {
+        let bed = lab.bed(Self::shape(lab.plan), visit.arm)?;
+        let (quiet, ()) = bystander(lab, &bed, visit, QUIET, Point::at("quiet", 0.0), |_| Ok(()))?;
+        let before = bed.cluster.belongings(1)?;
+        let point = Point::at("a pod a second", 1.0);
+        let (mut busy, churned) = bystander(lab, &bed, visit, EVERY * PODS, point, |begin| {
+            churn(lab, &bed, begin)
+        })?;
+        lab.interrupt.sleep(CALM)?;
+        let after = bed.cluster.belongings(1)?;
+        for (key, value) in left(before, after) {
+            busy.values.insert(key.to_owned(), value);
+        }
+        busy.values
+            .insert(keys::CHURNED.to_owned(), f64::from(churned));
+        Ok(vec![(Id::S5, quiet), (Id::S5, busy)])
+    }
+}
+
+/// Measures it while something goes on.
+fn bystander<T>(
+    lab: &Lab<'_>,
+    bed: &Bed,
+    visit: Visit,
+    window: Duration,
+    point: Point,
+    meanwhile: impl FnOnce(u64) -> Result<T, Failure>,
+) -> Result<(Trial, T), Failure> {
+    let began = Instant::now();
+    let mut drive = Drive::new(
+        &bed::fleet_name(0),
+        &bed.url("backend", "http1", PATH)?,
+        RATE,
+    );
+    drive.seed = lab.plan.schedule(Id::S5, visit.block, "");
+    drive.window = window;
+    let begin = Drive::appointment(bed, Duration::from_millis(300));
+    let generator = drive.start(bed, begin)?;
+    let before = lab.site.machine()?;
+    let outcome = meanwhile(begin)?;
+    let report = generator.report(lab.interrupt)?;
+    let machine = lab.site.machine()? - before;
+    let used = Used {
+        machine,
+        conditions: Conditions {
+            steal: machine.steal_share(),
+            generator_throttled: 0,
+        },
+        ..Used::default()
+    };
+    let trial = meter::trial(lab, bed, point, began, &report, &used, Losses::Finding);
+    Ok((trial, outcome))
+}
+
+/// Pods come and go; returns how many.
+fn churn(lab: &Lab<'_>, bed: &Bed, begin: u64) -> Result<u32, Failure> {
+    let mut alive = VecDeque::new();
+    let mut made = 0;
+    let end = begin + (EVERY * PODS).as_nanos() as u64;
+    for pod in 0..PODS {
+        lab.interrupt
+            .sleep_until(begin + (EVERY * pod).as_nanos() as u64)?;
+        // A machine that cannot keep up makes fewer, and the result says so.
+        if monotonic_ns() + EVERY.as_nanos() as u64 / 2 > end {
+            break;
+        }
+        let name = format!("churn-{pod}");
+        bed.cluster
+            .add_pods(vec![PodSpec::new(&name).service_account(&name)])?;
+        alive.push_back(name);
+        made += 1;
+        if alive.len() > ALIVE
+            && let Some(oldest) = alive.pop_front()
+        {
+            bed.cluster.remove_pod(&oldest)?;
+        }
+    }
+    for name in alive {
+        bed.cluster.remove_pod(&name)?;
+    }
+    Ok(made)
+}
+
+/// What there is more than before.
+fn left(before: Belongings, after: Belongings) -> [(&'static str, f64); 3] {
+    let more = |after: u64, before: u64| after.saturating_sub(before) as f64;
+    [
+        (
+            keys::LEFT_NAMESPACES,
+            more(after.namespaces, before.namespaces),
+        ),
+        (
+            keys::LEFT_ENTRIES,
+            more(after.map_entries, before.map_entries),
+        ),
+        (keys::LEFT_FILES, more(after.files, before.files)),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_more_than_before_is_left() {
+        let of = |namespaces, map_entries, files| Belongings {
+            namespaces,
+            map_entries,
+            files,
+        };
+        let values = left(of(9, 40, 100), of(10, 40, 97)).map(|(_, value)| value);
+        assert_eq!(values, [1.0, 0.0, 0.0]);
+    }
+}
