@@ -13,7 +13,9 @@ use crate::arm::Arm;
 use crate::results::{self, Profile, Results, State};
 use crate::run::{self, Ground, KubeOptions, Options, Pace, Plan, RunError};
 use crate::scenario::Id;
-use crate::{attend, cluster, doctor, errand, export, foresee, listing, load, report, serve};
+use crate::{
+    attend, cluster, doctor, errand, export, foresee, import, listing, load, report, serve, shelf,
+};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::io::{IsTerminal, Write};
@@ -53,6 +55,12 @@ enum Command {
     Compare(crate::compare::CompareArgs),
     /// Makes CSV, Prometheus, JUnit or Fortio files of a run
     Export(export::ExportArgs),
+    /// Shows what another load generator measured beside a run, for contrast
+    Import(import::ImportArgs),
+    /// Serves a folder of results as pages, with trends
+    ServeReport(shelf::ServeReportArgs),
+    /// Keeps a run with the project: compressed, with its reports
+    Publish(shelf::PublishArgs),
     /// Removes what a killed run left behind
     Clean(CleanArgs),
     /// Prints the JSON Schema of results.json, or checks files against it
@@ -278,6 +286,18 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => foresee::run(&args).map(|()| 0).map_err(Trouble::usage),
         Command::Report(args) => render(&args),
         Command::Export(args) => export::run(&args).map(|()| 0).map_err(Trouble::usage),
+        Command::Import(args) => import::run(&args)
+            .map_err(Trouble::usage)
+            .map(|(_, written)| {
+                println!("{}", written.html.display());
+                0
+            }),
+        Command::ServeReport(args) => block_on(shelf::serve(args))
+            .and_then(|result| result.map(|()| 0).map_err(Trouble::usage)),
+        Command::Publish(args) => shelf::publish(&args).map_err(Trouble::usage).map(|dir| {
+            println!("{}", dir.display());
+            0
+        }),
         Command::Compare(args) => crate::compare::run(&args).map_err(Trouble::usage),
         Command::Clean(args) => clean(&args),
         Command::Schema(args) => schema(&args),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Study;
+use super::Table;
 use super::slowdown::estimate;
 use super::words;
 use crate::results::{Crossover, Estimate, MemoryLine, Placement, keys};
@@ -84,10 +85,15 @@ fn meshes(study: &Study) -> Vec<String> {
 }
 
 fn fits(study: &Study, arm: &str) -> BTreeMap<u32, Line> {
+    block_lines(&study.table, keys::PROXY_MEMORY, arm)
+}
+
+/// A metric against the number of pods: in each block a line of its own.
+pub fn block_lines(table: &Table, metric: &str, arm: &str) -> BTreeMap<u32, Line> {
     let mut blocks: BTreeMap<u32, Vec<(f64, f64)>> = BTreeMap::new();
-    for point in study.table.points() {
-        for (block, mib) in study.table.values(keys::PROXY_MEMORY, point, arm) {
-            blocks.entry(block).or_default().push((point.x, mib));
+    for point in table.points() {
+        for (block, value) in table.values(metric, point, arm) {
+            blocks.entry(block).or_default().push((point.x, value));
         }
     }
     blocks

@@ -5,6 +5,7 @@
 
 pub mod app;
 mod checks;
+pub mod dashboard;
 pub mod http;
 pub mod load;
 pub mod moody;
