@@ -32,10 +32,8 @@ smoke: deps build   ## two minutes, one block: does everything work? makes no cl
 full: deps build    ## an hour, every scenario; on a machine with nothing else to do
 	$(SUDO) target/release/duet-bench run --profile full --out out/full $(BENCH_FLAGS)
 
-publish:            ## packs out/full into bench/results, named after its day
-	mkdir -p bench/results
-	gzip -9nc out/full/results.json > bench/results/$$(sed -n 's/^  "started": "\([0-9-]*\)T.*/\1/p' out/full/results.json).json.gz
-	ls -l bench/results
+publish:            ## keeps the full run with the project, in bench/results/full
+	target/release/duet-bench publish out/full --as full
 
 perf: deps build peers ## what the proxies' work costs, against no mesh and Envoy; flame graphs in out/perf
 	$(SUDO) env DUET_PEERS=$(DUET_PEERS) target/release/duet-bench perf $(PERF_FLAGS)

@@ -14,7 +14,7 @@ use crate::results::{self, Profile, Results, State};
 use crate::run::{self, Ground, KubeOptions, Options, Pace, Plan, RunError};
 use crate::scenario::Id;
 use crate::{
-    attend, cluster, doctor, errand, export, foresee, forge, listing, load, perf, report, serve, stress,
+    attend, cluster, doctor, errand, export, foresee, forge, import, listing, load, perf, report, serve, shelf, stress,
 };
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -57,6 +57,12 @@ enum Command {
     Export(export::ExportArgs),
     /// Measures what the proxies' work costs, against no mesh and against Envoy
     Perf(perf::PerfArgs),
+    /// Shows what another load generator measured beside a run, for contrast
+    Import(import::ImportArgs),
+    /// Serves a folder of results as pages, with trends
+    ServeReport(shelf::ServeReportArgs),
+    /// Keeps a run with the project: compressed, with its reports
+    Publish(shelf::PublishArgs),
     /// Removes what a killed run left behind
     Clean(CleanArgs),
     /// Prints the JSON Schema of results.json, or checks files against it
@@ -293,6 +299,18 @@ pub fn main() -> ExitCode {
             Command::Plan(args) => foresee::run(&args).map(|()| 0).map_err(Trouble::usage),
             Command::Report(args) => render(&args),
             Command::Export(args) => export::run(&args).map(|()| 0).map_err(Trouble::usage),
+            Command::Import(args) => import::run(&args)
+                .map_err(Trouble::usage)
+                .map(|(_, written)| {
+                    println!("{}", written.html.display());
+                    0
+                }),
+            Command::ServeReport(args) => block_on(shelf::serve(args))
+                .and_then(|result| result.map(|()| 0).map_err(Trouble::usage)),
+            Command::Publish(args) => shelf::publish(&args).map_err(Trouble::usage).map(|dir| {
+                println!("{}", dir.display());
+                0
+            }),
             Command::Compare(args) => crate::compare::run(&args).map_err(Trouble::usage),
             Command::Perf(args) => perf::run(&args).map(|()| 0).map_err(Trouble::void),
             Command::Clean(args) => clean(&args),

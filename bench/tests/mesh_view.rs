@@ -61,6 +61,8 @@ fn run(placement: Placement) {
         checks.run("failures, tapped", view.tapped_failures()).await;
         checks.run("a tap's share", view.share()).await;
         checks.run("only so many taps", view.many_taps()).await;
+        let dashboard = async { mesh::dashboard::check(&mesh, placement, ["client", "server"]) };
+        checks.run("the dashboard's metrics", dashboard).await;
         checks.assert_all_passed();
     });
 }

@@ -21,6 +21,7 @@
 //!   third of all trials.
 
 mod comparisons;
+mod concern;
 mod faults;
 mod memory;
 mod slowdown;
@@ -37,6 +38,8 @@ mod tests;
 mod words_tests;
 
 use crate::results::{Analysis, Arm, Placement, Results, Scenario, State};
+pub use concern::Concern;
+pub use memory::block_lines;
 pub use status::mismatched_cores;
 pub use table::Table;
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::Thresholds;
+use super::{CompareArgs, Thresholds};
 use crate::analysis::{Table, words};
 use crate::results::{
     Arm, Better, Claim, Compare, Effect, Estimate, Kind, Metric, Placement, Point, Profile,
@@ -18,6 +18,9 @@ pub struct Comparison {
     pub files: Vec<File>,
     pub warnings: Vec<String>,
     pub notes: Vec<String>,
+    /// What a loose comparison looked for in vain.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
     /// A claimed change for the worse beyond this share is a regression, where no rule says otherwise.
     pub threshold: f64,
     pub changes: Vec<Change>,
@@ -68,11 +71,12 @@ pub struct Side {
     pub median: f64,
 }
 
-pub fn of(runs: &[(PathBuf, Results)], thresholds: &Thresholds, force: bool) -> Comparison {
+pub fn of(runs: &[(PathBuf, Results)], thresholds: &Thresholds, args: &CompareArgs) -> Comparison {
     let mut comparison = Comparison {
         files: files(runs),
         warnings: Vec::new(),
         notes: Vec::new(),
+        missing: Vec::new(),
         threshold: thresholds.default,
         changes: Vec::new(),
     };
@@ -82,7 +86,7 @@ pub fn of(runs: &[(PathBuf, Results)], thresholds: &Thresholds, force: bool) -> 
     for (file, (_, new)) in newer.iter().enumerate().map(|(i, run)| (i + 1, run)) {
         let name = &comparison.files[file].name;
         let differences = old.machine.differences(&new.machine);
-        if !differences.is_empty() && !force {
+        if !differences.is_empty() && !args.force && !args.loose {
             comparison.warnings.push(format!(
                 "{} and {name} were measured on different machines ({}); times and CPU are not claimed without --force",
                 comparison.files[0].name,
@@ -95,9 +99,14 @@ pub fn of(runs: &[(PathBuf, Results)], thresholds: &Thresholds, force: bool) -> 
         let rules = Rules {
             file,
             thresholds,
-            foreign: !differences.is_empty() && !force,
+            foreign: !differences.is_empty() && !args.force,
+            loose: args.loose,
         };
-        comparison.changes.extend(rules.changes(old, new));
+        let changes = rules.changes(old, new);
+        if args.loose {
+            comparison.missing.extend(missing(old, &changes, name));
+        }
+        comparison.changes.extend(changes);
     }
     comparison.warnings.extend(thresholds.unused());
     comparison
@@ -119,6 +128,40 @@ fn files(runs: &[(PathBuf, Results)]) -> Vec<File> {
             reasons: results.status.reasons.clone(),
         })
         .collect()
+}
+
+/// What the old run has and the new one does not, by scenario and arm.
+fn missing(old: &Results, changes: &[Change], name: &str) -> Vec<String> {
+    let mut missing = Vec::new();
+    for scenario in &old.scenarios {
+        let comparable = scenario.metrics.iter().any(|metric| !timed(metric.kind));
+        let table = Table::of(scenario);
+        let measured = |arm: &&Arm| {
+            let has = |metric: &Metric, point: &Point| {
+                !table.values(&metric.key, point, &arm.name).is_empty()
+            };
+            let mut metrics = scenario.metrics.iter().filter(|metric| !timed(metric.kind));
+            metrics.any(|metric| table.points().iter().any(|point| has(metric, point)))
+        };
+        for arm in old
+            .arms
+            .iter()
+            .filter(|arm| arm.copy_of.is_none() && comparable)
+        {
+            let found = |c: &Change| c.scenario == scenario.id && c.arm == arm.name;
+            if measured(&arm) && !changes.iter().any(found) {
+                missing.push(format!(
+                    "{} {}: not measured in {name}",
+                    scenario.id, arm.name
+                ));
+            }
+        }
+    }
+    missing
+}
+
+fn timed(kind: Kind) -> bool {
+    matches!(kind, Kind::Latency | Kind::Cpu)
 }
 
 /// What two runs fixed differently: rates that follow from capacity differ from run to run, and
@@ -181,6 +224,7 @@ struct Rules<'a> {
     thresholds: &'a Thresholds,
     /// Of another machine, and not forced.
     foreign: bool,
+    loose: bool,
 }
 
 impl Rules<'_> {
@@ -193,7 +237,8 @@ impl Rules<'_> {
             let tables = (Table::of(before), Table::of(after));
             let arms = || old.arms.iter().filter(|arm| arm.copy_of.is_none());
             let shared = |metric: &&Metric| after.metric(&metric.key).is_some();
-            for metric in before.metrics.iter().filter(shared) {
+            let looked_at = |metric: &&Metric| !(self.loose && timed(metric.kind));
+            for metric in before.metrics.iter().filter(shared).filter(looked_at) {
                 for point in tables.0.points() {
                     let subject = Subject {
                         runs: [old, new],
@@ -270,9 +315,11 @@ impl Rules<'_> {
         });
         let (claim, reason) = if silent {
             (Claim::NoClaim, Some("a file is void".to_string()))
+        } else if self.loose {
+            by_medians(shift)
         } else if let Some(seen) = counted(change, a, b) {
             seen
-        } else if self.foreign && matches!(change.kind, Kind::Latency | Kind::Cpu) {
+        } else if self.foreign && timed(change.kind) {
             (Claim::NoClaim, Some("different machines".into()))
         } else {
             inferred(change, shift, interval)
@@ -288,7 +335,9 @@ impl Rules<'_> {
         };
         // Asked for each change, so that a rule without any is known.
         let threshold = self.thresholds.of(change);
-        let estimate = change.estimate.filter(|_| change.claim == worse);
+        let differs = matches!(change.claim, Claim::Higher | Claim::Lower);
+        let bad = change.claim == worse || (self.loose && differs);
+        let estimate = change.estimate.filter(|_| bad);
         let (Some(estimate), Some(threshold)) = (estimate, threshold) else {
             return false;
         };
@@ -299,6 +348,16 @@ impl Rules<'_> {
             Effect::Difference => estimate.value.abs() > threshold * change.old.median.abs(),
         }
     }
+}
+
+/// What is seen, and not inferred.
+fn by_medians(shift: f64) -> (Claim, Option<String>) {
+    let claim = match shift.total_cmp(&0.0) {
+        _ if shift == 0.0 => Claim::Equivalent,
+        std::cmp::Ordering::Less => Claim::Lower,
+        _ => Claim::Higher,
+    };
+    (claim, Some("by the medians alone".into()))
 }
 
 /// Counts that need no inference.

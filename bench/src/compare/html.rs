@@ -8,6 +8,11 @@ use crate::analysis::words;
 use crate::report::STYLE;
 use crate::results::State;
 
+fn void(comparison: &Comparison) -> bool {
+    let mut files = comparison.files.iter();
+    files.any(|file| file.state == State::Void)
+}
+
 pub fn render(comparison: &Comparison) -> String {
     let mut scenarios: Vec<(&str, &str)> = Vec::new();
     for change in &comparison.changes {
@@ -26,7 +31,7 @@ pub fn render(comparison: &Comparison) -> String {
                 title { "Duet bench: comparison" }
                 style { (PreEscaped(STYLE)) }
             }
-            body { main {
+            body class=[void(comparison).then_some("void")] { main {
                 header {
                     p class="kicker" { "Duet bench" }
                     h1 { "Comparison" }
@@ -41,6 +46,9 @@ pub fn render(comparison: &Comparison) -> String {
                     }
                 } }
                 @for warning in &comparison.warnings { section class="banner smoke" { p { (warning) } } }
+                @if !comparison.missing.is_empty() {
+                    section class="banner void" { h2 { "Missing" } ul { @for missing in &comparison.missing { li { (missing) } } } }
+                }
                 section { p { (summary(comparison)) } }
                 @for (id, title) in scenarios {
                     section {

@@ -23,6 +23,12 @@ pub fn render(comparison: &Comparison) -> String {
         outcome: outcome(change),
         said: format!("{} {}", effect(change), detail(change)),
     });
+    let missing = comparison.missing.iter().map(|missing| Case {
+        class: "missing".to_owned(),
+        name: missing.clone(),
+        outcome: Outcome::Failed("not measured any more".to_owned()),
+        said: String::new(),
+    });
     xml(&[
         Suite {
             name: "files".to_owned(),
@@ -30,7 +36,7 @@ pub fn render(comparison: &Comparison) -> String {
         },
         Suite {
             name: "changes".to_owned(),
-            cases: changes.collect(),
+            cases: missing.chain(changes).collect(),
         },
     ])
 }

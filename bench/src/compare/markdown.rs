@@ -18,6 +18,9 @@ pub fn render(comparison: &Comparison) -> String {
     for warning in &comparison.warnings {
         out += &format!("\n> [!WARNING]\n> {warning}\n");
     }
+    for missing in &comparison.missing {
+        out += &format!("\n> [!CAUTION]\n> {missing}\n");
+    }
     out += &format!("\n{}\n\n", summary(comparison));
     let claimed: Vec<&Change> = comparison
         .changes

@@ -10,6 +10,10 @@
 //!
 //! Times of different machines are shown and not claimed, unless forced. A change of the arm
 //! without a mesh is the machine's, not Duet's: it is named as drift and is never a regression.
+//!
+//! A loose comparison (`--loose`) infers nothing. It asks whether a run too short for claims still shows the
+//! counts and the memory that a kept one showed, within thresholds, in either direction: a kill that hits nobody
+//! any more is as suspicious as one that hits all.
 
 mod changes;
 mod html;
@@ -60,6 +64,11 @@ pub struct CompareArgs {
     /// Claims times of different machines too
     #[arg(long)]
     pub force: bool,
+
+    /// For runs too short to claim anything: holds counts and memory against each other by their medians, leaves
+    /// times and CPU out, and takes what differs beyond its threshold, or is missing, for a regression
+    #[arg(long, conflicts_with = "force")]
+    pub loose: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -143,7 +152,7 @@ pub fn compare(args: &CompareArgs) -> Result<Comparison, CompareError> {
         analyse(&mut results);
         runs.push((path.clone(), results));
     }
-    let comparison = changes::of(&runs, &thresholds, args.force);
+    let comparison = changes::of(&runs, &thresholds, args);
     for (index, (path, _)) in runs.iter().enumerate().skip(1) {
         if !comparison.changes.iter().any(|change| change.file == index) {
             return Err(CompareError::NothingInCommon {
@@ -160,7 +169,7 @@ impl Comparison {
     pub fn exit_code(&self) -> u8 {
         if self.files.iter().any(|file| file.state == State::Void) {
             VOID
-        } else if self.changes.iter().any(|change| change.regression) {
+        } else if !self.missing.is_empty() || self.changes.iter().any(|change| change.regression) {
             REGRESSION
         } else {
             FINE

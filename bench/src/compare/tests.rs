@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::results::synthetic::{run as made_up, unanalysed};
-use crate::results::{Claim, Profile, Void, keys};
+use crate::results::{Claim, Kind, Profile, Void, keys};
 
 struct Files {
     dir: tempfile::TempDir,
@@ -33,6 +33,7 @@ impl Files {
             threshold: 10.0,
             thresholds: None,
             force: false,
+            loose: false,
         }
     }
 
@@ -373,4 +374,72 @@ fn junit_has_a_case_for_each_change_and_fails_regressions() {
         .count();
     assert!(regressions > 0);
     assert_eq!(xml.matches("<failure ").count(), regressions);
+}
+
+/// A smoke run claims nothing, and still has to show what a kept one showed.
+fn loosely(old: &Results, new: &Results, percent: f64) -> Comparison {
+    let files = Files::of(&[old, new]);
+    let mut args = files.args();
+    (args.loose, args.threshold) = (true, percent);
+    compare(&args).unwrap()
+}
+
+#[test]
+fn a_loose_comparison_takes_counts_and_memory_and_no_times() {
+    let (one, other) = (made_up(Profile::Smoke, 5), made_up(Profile::Smoke, 6));
+    let fine = loosely(&one, &other, 25.0);
+    assert!(
+        fine.changes
+            .iter()
+            .all(|c| matches!(c.kind, Kind::Count | Kind::Memory))
+    );
+    let wrong: Vec<&Change> = fine.changes.iter().filter(|c| c.regression).collect();
+    // Requests lost follow the time of the restart, which is random here.
+    assert!(
+        wrong.iter().all(|c| c.metric == keys::REQUESTS_LOST),
+        "{wrong:?}"
+    );
+
+    let slower = scaled(
+        unanalysed(Profile::Smoke, 5),
+        keys::TIME_TO_RECOVER,
+        "agent",
+        9.0,
+    );
+    assert_eq!(loosely(&one, &slower, 25.0).exit_code(), 0);
+    let larger = scaled(
+        unanalysed(Profile::Smoke, 5),
+        keys::PROXY_MEMORY,
+        "agent",
+        1.5,
+    );
+    let larger = loosely(&one, &larger, 25.0);
+    assert!(change(&larger, keys::PROXY_MEMORY, "agent").regression);
+    assert_eq!(larger.exit_code(), 1);
+}
+
+#[test]
+fn loosely_a_finding_that_vanished_is_as_bad_as_one_that_grew() {
+    let one = made_up(Profile::Smoke, 5);
+    let none_hit = scaled(unanalysed(Profile::Smoke, 5), keys::PODS_HIT, "agent", 0.0);
+    let comparison = loosely(&one, &none_hit, 25.0);
+    assert!(change(&comparison, keys::PODS_HIT, "agent").regression);
+    assert_eq!(comparison.exit_code(), 1);
+
+    let mut without = unanalysed(Profile::Smoke, 5);
+    let x1 = without.scenarios.iter_mut().find(|s| s.id == "X1").unwrap();
+    for block in &mut x1.blocks {
+        block.trials.retain(|trial| trial.arm != "agent");
+    }
+    let comparison = loosely(&one, &without, 25.0);
+    assert_eq!(comparison.missing, ["X1 agent: not measured in run1.json"]);
+    assert_eq!(comparison.exit_code(), 1);
+    for rendered in [
+        text::render(&comparison, false),
+        markdown::render(&comparison),
+        html::render(&comparison),
+        junit::render(&comparison),
+    ] {
+        assert!(rendered.contains("X1 agent: not measured"), "{rendered}");
+    }
 }

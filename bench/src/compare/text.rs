@@ -54,6 +54,9 @@ pub fn render(comparison: &Comparison, colour: bool) -> String {
             detail(change)
         );
     }
+    for missing in &comparison.missing {
+        out += &format!("{} {missing}\n", paint("MISSING", "1;31"));
+    }
     out += &format!("\n{}\n", summary(comparison));
     for note in &comparison.notes {
         out += &format!("note: {note}\n");

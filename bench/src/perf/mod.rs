@@ -213,6 +213,7 @@ fn wish(arm: Arm) -> Wish {
                 .pods(["far"]),
         ],
         servers: vec![("far".to_owned(), APP_PORT)],
+        certificates: None,
     }
 }
 

@@ -2,19 +2,27 @@
 
 use std::fmt::Write;
 
+use super::costs;
 use super::rows::{Cell, Table};
-use crate::analysis::words;
-use crate::results::{Basis, Results, State};
+use crate::analysis::{Concern, words};
+use crate::results::{Basis, Foreign, Results, State};
 
 /// GitHub-flavoured Markdown: banner, verdicts, parity, comparisons folded.
 pub fn summary(results: &Results) -> String {
     let mut text = String::from("# Duet bench\n\n");
     banner(&mut text, results);
     verdicts(&mut text, results);
+    costs(&mut text, results);
     parity(&mut text, results);
     comparisons(&mut text, results);
+    foreign(&mut text, results);
     voids(&mut text, results);
     machine(&mut text, results);
+    if results.status.state == State::Void {
+        // Headings survive where a table is cut out of its page.
+        text = text.replace("\n## ", "\n## 🟥 VOID: ");
+        text = text.replace("\n### ", "\n### 🟥 VOID: ");
+    }
     text
 }
 
@@ -43,25 +51,46 @@ fn banner(text: &mut String, results: &Results) {
 }
 
 fn verdicts(text: &mut String, results: &Results) {
-    text.push_str("## Verdicts\n\n| | question | answer |\n|---|---|---|\n");
-    for verdict in &results.analysis.verdicts {
-        let mark = match verdict.basis {
-            Basis::Claimed | Basis::Counted => "",
-            Basis::NotResolved => " ~",
-            Basis::NotMeasured => " –",
-        };
+    text.push_str("## Verdicts\n\n");
+    for concern in Concern::ALL {
+        let all = results.analysis.verdicts.iter();
+        let mut verdicts = all
+            .filter(|verdict| Concern::of(&verdict.scenario) == concern)
+            .peekable();
+        if verdicts.peek().is_none() {
+            continue;
+        }
         let _ = writeln!(
             text,
-            "| {}{mark} | **{}** | {} |",
-            verdict.scenario,
-            escaped(&verdict.question),
-            escaped(&verdict.answer)
+            "### {}\n\n| | question | answer |\n|---|---|---|",
+            concern.question()
         );
+        for verdict in verdicts {
+            let mark = match verdict.basis {
+                Basis::Claimed | Basis::Counted => "",
+                Basis::NotResolved => " ~",
+                Basis::NotMeasured => " –",
+            };
+            let _ = writeln!(
+                text,
+                "| {}{mark} | **{}** | {} |",
+                verdict.scenario,
+                escaped(&verdict.question),
+                escaped(&verdict.answer)
+            );
+        }
+        text.push('\n');
     }
     text.push_str(
-        "\nBrackets are 95 % intervals over blocks. `~`: nothing can be claimed. A difference is claimed only if its \
+        "Brackets are 95 % intervals over blocks. `~`: nothing can be claimed. A difference is claimed only if its \
          interval excludes no difference and it is larger than what an arm shows against itself.\n\n",
     );
+}
+
+fn costs(text: &mut String, results: &Results) {
+    if let Some(table) = costs::summary(results) {
+        let _ = writeln!(text, "## What it would cost\n\n{table}");
+    }
 }
 
 fn parity(text: &mut String, results: &Results) {
@@ -140,6 +169,39 @@ fn comparisons(text: &mut String, results: &Results) {
 
 fn shown(cell: &Cell) -> String {
     format!("{} {}", cell.effect, cell.sign).trim().to_string()
+}
+
+fn foreign(text: &mut String, results: &Results) {
+    if results.foreign.is_empty() {
+        return;
+    }
+    text.push_str(
+        "## Foreign measurements\n\nImported from other load generators, for contrast; not paired with any block, and in no \
+         comparison or verdict.\n\n| name | tool | load and clock | requests/s |",
+    );
+    for (name, _) in Foreign::SHOWN {
+        let _ = write!(text, " {name} |");
+    }
+    text.push_str("\n|---|---|---|--:|--:|--:|--:|--:|\n");
+    for one in &results.foreign {
+        let quantiles: Vec<String> = Foreign::SHOWN
+            .iter()
+            .map(|(_, q)| {
+                one.quantile(*q)
+                    .map_or("–".into(), |us| words::quantity(us, "µs"))
+            })
+            .collect();
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} |",
+            escaped(&one.name),
+            escaped(&one.tool),
+            escaped(&one.load),
+            words::number(one.rate),
+            quantiles.join(" | ")
+        );
+    }
+    text.push('\n');
 }
 
 fn voids(text: &mut String, results: &Results) {

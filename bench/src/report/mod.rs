@@ -1,6 +1,7 @@
 //! Reports derived from `results.json`: a page, a summary for a pull request, a table for the
 //! terminal. Each says first, in words, what may be concluded, and only then shows numbers.
 
+mod costs;
 mod figures;
 mod html;
 mod markdown;
@@ -18,8 +19,9 @@ use crate::analysis::analyse;
 use crate::export;
 use crate::results::{self, FileError, Results};
 
+pub use figures::Series;
 pub(crate) use html::STYLE;
-pub use html::page as html;
+pub use html::{page as html, trend};
 pub use markdown::summary as markdown;
 pub use terminal::{banner, verdict_table};
 
@@ -76,12 +78,9 @@ pub fn write(results: &mut Results, dir: &Path) -> Result<Written, ReportError> 
 pub fn rerender(path: &Path) -> Result<(Results, Written), ReportError> {
     let mut results = results::read(path)?;
     analyse(&mut results);
-    let (dir, json) = if path.is_dir() {
-        (path.to_path_buf(), path.join("results.json"))
-    } else {
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-        (dir.unwrap_or(Path::new(".")).to_path_buf(), path.into())
-    };
+    let json = results::file_of(path);
+    let dir = json.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let dir = dir.unwrap_or(Path::new(".")).to_path_buf();
     let written = Written {
         html: dir.join("report.html"),
         summary: dir.join("summary.md"),

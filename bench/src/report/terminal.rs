@@ -3,8 +3,8 @@
 use comfy_table::presets::UTF8_FULL;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table};
 
-use crate::analysis::words;
-use crate::results::{Basis, Results, State};
+use crate::analysis::{Concern, words};
+use crate::results::{Basis, Results, State, Verdict};
 
 const COLUMNS: u16 = 100;
 
@@ -40,8 +40,30 @@ pub fn banner(results: &Results, colour: bool) -> String {
     text
 }
 
-/// One row per question: what was asked, and the answer with its uncertainty.
+/// The four questions, and below each a row per scenario: what was asked, and the answer with its
+/// uncertainty.
 pub fn verdict_table(results: &Results, colour: bool) -> String {
+    let tables: Vec<String> = Concern::ALL
+        .into_iter()
+        .filter_map(|concern| {
+            let all = results.analysis.verdicts.iter();
+            let verdicts: Vec<&Verdict> = all
+                .filter(|verdict| Concern::of(&verdict.scenario) == concern)
+                .collect();
+            let question = concern.question();
+            let heading = if colour {
+                format!("\u{1b}[1m{question}\u{1b}[0m")
+            } else {
+                question.to_string()
+            };
+            (!verdicts.is_empty())
+                .then(|| format!("{heading}\n{}", answers(results, &verdicts, colour)))
+        })
+        .collect();
+    tables.join("\n\n")
+}
+
+fn answers(results: &Results, verdicts: &[&Verdict], colour: bool) -> String {
     let mut table = Table::new();
     table
         .load_style(UTF8_FULL)
@@ -53,7 +75,7 @@ pub fn verdict_table(results: &Results, colour: bool) -> String {
     } else {
         table.force_no_tty();
     }
-    for verdict in &results.analysis.verdicts {
+    for verdict in verdicts {
         let mark = match verdict.basis {
             Basis::Claimed => Cell::new(&verdict.scenario).fg(Color::Green),
             Basis::Counted => Cell::new(&verdict.scenario).fg(Color::Cyan),

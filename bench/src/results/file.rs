@@ -8,6 +8,11 @@ use flate2::read::GzDecoder;
 
 use super::{Results, SCHEMA};
 
+/// A published run is compressed: what `gzip` begins with, and what is taken of it at most.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+const THIS: &str = env!("CARGO_PKG_VERSION");
+const MOST_UNPACKED: u64 = 2 << 30;
+
 /// A results file that cannot be used; the message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
@@ -25,55 +30,90 @@ pub enum FileError {
         path: PathBuf,
         source: serde_json::Error,
     },
-    #[error("{path}: schema is {found:?}, this version reads {SCHEMA:?}")]
-    Schema { path: PathBuf, found: String },
+    #[error(
+        "{path}: schema is {found:?}, and this version reads {SCHEMA:?}; duet-bench {version} wrote and reads it"
+    )]
+    Schema {
+        path: PathBuf,
+        found: String,
+        version: String,
+    },
+    #[error(
+        "{path}: not a results file of this version ({THIS}): {source}; duet-bench {version} wrote and reads it"
+    )]
+    Version {
+        path: PathBuf,
+        version: String,
+        source: serde_json::Error,
+    },
 }
 
-/// Names of a results file in a directory, as a run writes it and as it is published.
-const NAMES: [&str; 2] = ["results.json", "results.json.gz"];
-/// More than any run writes: a small file must not unpack to fill memory.
-const LARGEST: u64 = 1 << 30;
+/// The results file that a path means: `results.json` of a directory, or as it was published,
+/// `results.json.gz`.
+pub fn file_of(path: &Path) -> PathBuf {
+    let plain = path.join("results.json");
+    let packed = path.join("results.json.gz");
+    match path.is_dir() {
+        true if !plain.is_file() && packed.is_file() => packed,
+        true => plain,
+        false => path.to_path_buf(),
+    }
+}
 
-/// Reads a results file, or that of a directory; one that ends in `.gz` is unpacked.
+/// Reads a results file, or that of a directory.
 pub fn read(path: &Path) -> Result<Results, FileError> {
-    let file = if path.is_dir() {
-        let inside = NAMES.map(|name| path.join(name));
-        let found = inside.into_iter().find(|inside| inside.is_file());
-        found.ok_or_else(|| FileError::NoResults { path: path.into() })?
-    } else {
-        path.to_path_buf()
-    };
-    let text = text(&file).map_err(|source| FileError::Io {
+    let file = file_of(path);
+    if path.is_dir() && !file.is_file() {
+        return Err(FileError::NoResults { path: path.into() });
+    }
+    let bytes = unpacked(&file).map_err(|source| FileError::Io {
         path: file.clone(),
         source,
     })?;
     let value: serde_json::Value =
-        serde_json::from_str(&text).map_err(|source| FileError::Parse {
+        serde_json::from_slice(&bytes).map_err(|source| FileError::Parse {
             path: file.clone(),
             source,
         })?;
     // Before the types, so that a file of another version is named as such.
-    let found = value.get("schema").and_then(|schema| schema.as_str());
-    if let Some(found) = found
+    let said = |field: &str| {
+        value
+            .get(field)
+            .and_then(|said| said.as_str())
+            .map(String::from)
+    };
+    let (schema, version) = (said("schema"), said("version"));
+    if let Some(found) = schema
         && found != SCHEMA
     {
         return Err(FileError::Schema {
             path: file,
-            found: found.into(),
+            found,
+            version: version.unwrap_or_else(|| "?".into()),
         });
     }
-    serde_json::from_value(value).map_err(|source| FileError::Parse { path: file, source })
+    serde_json::from_value(value).map_err(|source| match version {
+        Some(version) => FileError::Version {
+            path: file,
+            version,
+            source,
+        },
+        None => FileError::Parse { path: file, source },
+    })
 }
 
-fn text(file: &Path) -> std::io::Result<String> {
-    if file.extension().is_none_or(|extension| extension != "gz") {
-        return fs::read_to_string(file);
+fn unpacked(file: &Path) -> std::io::Result<Vec<u8>> {
+    let bytes = fs::read(file)?;
+    if !bytes.starts_with(&GZIP) {
+        return Ok(bytes);
     }
-    let mut text = String::new();
-    let packed = fs::File::open(file)?;
-    GzDecoder::new(packed)
-        .take(LARGEST)
-        .read_to_string(&mut text)?;
+    let mut text = Vec::new();
+    let mut decoder = GzDecoder::new(bytes.as_slice()).take(MOST_UNPACKED + 1);
+    if decoder.read_to_end(&mut text)? as u64 > MOST_UNPACKED {
+        return Err(std::io::Error::other(format!(
+            "larger than {MOST_UNPACKED} bytes once unpacked"
+        )));
+    }
     Ok(text)
 }
 
@@ -83,12 +123,16 @@ pub fn write(results: &Results, path: &Path) -> Result<(), FileError> {
         path: path.into(),
         source,
     };
-    let mut text = serde_json::to_string_pretty(results)
-        .map_err(|source| io(std::io::Error::other(source)))?;
-    text.push('\n');
     let partial = path.with_extension("json.partial");
-    fs::write(&partial, text).map_err(io)?;
+    fs::write(&partial, text(results)).map_err(io)?;
     fs::rename(&partial, path).map_err(io)
+}
+
+/// As it stands in a file.
+pub fn text(results: &Results) -> String {
+    let mut text = serde_json::to_string_pretty(results).expect("results are JSON");
+    text.push('\n');
+    text
 }
 
 /// The JSON Schema of [`Results`].

@@ -10,6 +10,7 @@
 
 mod analysis;
 mod file;
+mod foreign;
 pub mod keys;
 mod machine;
 mod scenario;
@@ -27,7 +28,8 @@ pub use analysis::{
     Analysis, Basis, Claim, Comparison, Crossover, Effect, Estimate, FaultSummary, MemoryLine,
     Proportion, Slowdown, SlowdownPoint, Spread, Verdict, VoidShare,
 };
-pub use file::{FileError, read, schema, schema_text, write};
+pub use file::{FileError, file_of, read, schema, schema_text, text, write};
+pub use foreign::Foreign;
 pub use machine::{Kubernetes, KubernetesNode, Machine, Pressure, PressureLine};
 pub use scenario::{Better, Block, Compare, HEADLINE_LOAD, Kind, Metric, Scenario, Source};
 pub use trial::{
@@ -68,6 +70,9 @@ pub struct Results {
     /// Anything a reader has to know that has no field of its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// What other load generators measured, for contrast.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub foreign: Vec<Foreign>,
     /// Derived from the rest.
     #[serde(default)]
     pub analysis: Analysis,

@@ -67,6 +67,7 @@ pub fn unanalysed(profile: Profile, seed: u64) -> Results {
         scenarios,
         interrupted: None,
         notes: vec!["Made up for a test.".into()],
+        foreign: Vec::new(),
         analysis: Analysis::default(),
         status: Status::default(),
     }
@@ -305,6 +306,10 @@ impl Maker {
                     keys::OPEN_FDS.to_string(),
                     pick(arm, [0.0, 21.0 * pods, 30.0 + 6.0 * pods]),
                 ),
+                (
+                    keys::IDLE_CPU.to_string(),
+                    pick(arm, [0.0, 0.4 + 0.9 * pods, 1.6 + 0.2 * pods]) * maker.noise(0.05),
+                ),
             ]);
             trial
         });
@@ -313,6 +318,7 @@ impl Maker {
             "What do the proxies hold while nothing happens, and how does it grow with pods?",
             [
                 Metric::value(keys::PROXY_MEMORY, "proxy memory", "MiB", Kind::Memory),
+                Metric::value(keys::IDLE_CPU, "idle CPU", "millicores", Kind::Cpu),
                 Metric::value(keys::OPEN_FDS, "open file descriptors", "fds", Kind::Count),
             ],
             blocks,

@@ -68,6 +68,15 @@ fn unusable_files_are_named_in_one_line() {
         );
         assert!(!message.contains('\n'));
     }
+    // Of a later version of the same schema: named, with the version that reads it.
+    let mut later = serde_json::to_value(synthetic::run(Profile::Smoke, 3)).unwrap();
+    later["version"] = "9.9.9".into();
+    later["invented"] = true.into();
+    let later = message(&later.to_string());
+    assert!(
+        later.contains("unknown field `invented`") && later.contains("duet-bench 9.9.9"),
+        "{later}"
+    );
     let absent = read(&dir.path().join("nowhere")).unwrap_err().to_string();
     assert!(absent.contains("nowhere"));
     let empty = tempfile::tempdir().unwrap();
@@ -77,6 +86,23 @@ fn unusable_files_are_named_in_one_line() {
             .to_string()
             .contains("no results.json")
     );
+}
+
+/// What a file lacks that was added since has a default, so an earlier one is read.
+#[test]
+fn a_file_of_an_earlier_version_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let results = synthetic::run(Profile::Smoke, 3);
+    let mut earlier = serde_json::to_value(&results).unwrap();
+    let fields = earlier.as_object_mut().unwrap();
+    for field in ["analysis", "status", "foreign", "notes"] {
+        fields.remove(field);
+    }
+    std::fs::write(dir.path().join("results.json"), earlier.to_string()).unwrap();
+    let mut read = read(dir.path()).unwrap();
+    assert!(read.analysis.verdicts.is_empty());
+    crate::analysis::analyse(&mut read);
+    assert_eq!(read.analysis, results.analysis);
 }
 
 #[test]

@@ -152,6 +152,7 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
             parity: Vec::new(),
             scenarios: Vec::new(),
             interrupted: None,
+            foreign: Vec::new(),
             notes,
             analysis: Default::default(),
             status: Default::default(),

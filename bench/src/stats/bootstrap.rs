@@ -32,6 +32,13 @@ pub fn median_interval(values: &[f64], seed: u64) -> Option<Bounds> {
     Some(order_statistics(&sorted)?.hull(resampled))
 }
 
+/// The part of [`median_interval`] that needs no random numbers: a page can compute it too.
+pub fn covering_interval(values: &[f64]) -> Option<Bounds> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    order_statistics(&sorted)
+}
+
 /// Percentile interval of the median. Resampling draws positions in the sorted values, so that
 /// counting how often each was drawn replaces sorting every resample.
 fn percentile_bootstrap(sorted: &[f64], seed: u64) -> Bounds {

@@ -34,12 +34,14 @@ mod quantile;
 mod wilcoxon;
 
 #[cfg(test)]
+mod oracle;
+#[cfg(test)]
 mod tests;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use bootstrap::{median_interval, subseed};
+pub use bootstrap::{covering_interval, median_interval, subseed};
 pub use line::{Line, fit_line};
 pub use mann_whitney::{hodges_lehmann, mann_whitney};
 pub use median::{deviation, median, ranks};

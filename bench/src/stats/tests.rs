@@ -2,6 +2,8 @@
 
 use hdrhistogram::Histogram;
 use proptest::prelude::*;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use super::*;
 
@@ -302,6 +304,16 @@ proptest! {
         prop_assert!(smallest <= interval.low && interval.high <= largest);
     }
 
+    /// The page's interval lies within the report's, which adds a bootstrap's.
+    #[test]
+    fn order_statistics_are_part_of_every_interval(
+        values in prop::collection::vec(-10.0_f64..10.0, 6..30), seed: u64,
+    ) {
+        let (part, whole) = (covering_interval(&values).unwrap(), median_interval(&values, seed).unwrap());
+        prop_assert!(whole.low <= part.low && part.high <= whole.high);
+        prop_assert!(part.contains(median(&values).unwrap()));
+    }
+
     #[test]
     fn the_seed_decides_the_interval(values in prop::collection::vec(-1.0_f64..1.0, 12), seed: u64) {
         prop_assert_eq!(median_interval(&values, seed), median_interval(&values, seed));
@@ -360,5 +372,26 @@ proptest! {
         let points: Vec<_> = (0..5).map(|x| (f64::from(x), base + slope * f64::from(x))).collect();
         let line = fit_line(&points).unwrap();
         prop_assert!((line.base - base).abs() < 1e-9 && (line.slope - slope).abs() < 1e-9);
+    }
+}
+
+/// How often an interval holds the true median, of samples whose median is known: exponential ones,
+/// lopsided as latencies are, and of few blocks, where a bootstrap alone covers too seldom.
+#[test]
+fn intervals_cover_as_often_as_they_say() {
+    const RUNS: u64 = 500;
+    for n in [6_usize, 8, 12] {
+        let mut draw = ChaCha8Rng::seed_from_u64(n as u64);
+        let truth = std::f64::consts::LN_2;
+        let covered = (0..RUNS)
+            .filter(|run| {
+                let mut value = || -draw.random_range(f64::MIN_POSITIVE..1.0).ln();
+                let sample: Vec<f64> = (0..n).map(|_| value()).collect();
+                median_interval(&sample, *run).unwrap().contains(truth)
+            })
+            .count();
+        // 95 % less three standard errors of 500 runs.
+        let share = covered as f64 / RUNS as f64;
+        assert!(share >= 0.92, "n = {n}: {share}");
     }
 }

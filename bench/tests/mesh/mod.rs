@@ -6,6 +6,7 @@
 pub mod app;
 pub mod by_hand;
 mod checks;
+pub mod dashboard;
 pub mod hbone;
 pub mod http;
 pub mod load;

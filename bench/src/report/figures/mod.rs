@@ -2,13 +2,19 @@
 //! the analysis where there is one and from merged histograms only for display.
 
 mod bars;
+mod density;
+mod dots;
+mod foreign;
 mod forest;
 mod memory;
 mod slowdown;
 mod spectrum;
 mod timeline;
+mod trend;
 
+pub use dots::figure as dots;
 use maud::Markup;
+pub use trend::{Series, figure as trend};
 
 use super::svg::{Shape, Size};
 use crate::results::{Arm, Results};
@@ -31,12 +37,20 @@ pub fn all(results: &Results) -> Vec<Figure> {
     figures.extend(timeline::figures(results));
     figures.extend(spectrum::figures(results));
     figures.extend(memory::figure(results));
+    figures.extend(density::figures(results));
     figures.extend(bars::figures(results));
+    figures.extend(foreign::figure(results));
     figures
 }
 
+/// Before the name of what is no arm; no arm's name has a colon.
+const FOREIGN: &str = "foreign: ";
+
 /// Class and mark of an arm, the same in every figure.
 pub fn style(arm: &str) -> (String, Shape) {
+    if arm.starts_with(FOREIGN) {
+        return ("foreign".into(), Shape::Ring);
+    }
     let (number, shape) = match arm {
         "none" => (0, Shape::Ring),
         "sidecar" => (1, Shape::Disc),

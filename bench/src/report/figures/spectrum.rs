@@ -9,7 +9,7 @@ use crate::results::{HEADLINE_LOAD, Point, Results, Scenario, Stage};
 use crate::stats::quantile_is_printable;
 
 /// Per arm, (1 ÷ (1 − q), µs).
-type Curve = (String, Vec<(f64, f64)>);
+pub type Curve = (String, Vec<(f64, f64)>);
 
 /// One figure per series of L1, at the load nearest to half of capacity, and one for L2.
 pub fn figures(results: &Results) -> Vec<Figure> {
@@ -62,7 +62,12 @@ fn figure(results: &Results, scenario: &Scenario, point: &Point, stage: Stage) -
 }
 
 /// Merged over the valid trials.
-fn curve(scenario: &Scenario, arm: &str, point: &Point, stage: Stage) -> Option<Vec<(f64, f64)>> {
+pub fn curve(
+    scenario: &Scenario,
+    arm: &str,
+    point: &Point,
+    stage: Stage,
+) -> Option<Vec<(f64, f64)>> {
     let mut merged: Option<Histogram<u64>> = None;
     let trials = scenario
         .trials()
@@ -88,7 +93,7 @@ fn curve(scenario: &Scenario, arm: &str, point: &Point, stage: Stage) -> Option<
     (curve.len() > 1).then_some(curve)
 }
 
-fn draw(size: Size, curves: &[Curve], (low, high): (f64, f64), deepest: f64) -> maud::Markup {
+pub fn draw(size: Size, curves: &[Curve], (low, high): (f64, f64), deepest: f64) -> maud::Markup {
     let percentiles = [1.0, 2.0, 10.0, 100.0, 1000.0, 10_000.0];
     let ticks = percentiles.into_iter().filter(|d| *d <= deepest * 1.01);
     let x =

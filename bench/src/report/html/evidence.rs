@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::super::rows::{Cell, Row, Table};
 use crate::analysis::words;
-use crate::results::{Claim, KubernetesNode, Pressure, Results, Scenario, State};
+use crate::results::{Claim, Foreign, KubernetesNode, Pressure, Results, Scenario, State};
 use crate::stats::MIN_BLOCKS;
 
 pub fn parity(results: &Results) -> Markup {
@@ -154,6 +154,34 @@ pub fn voids(results: &Results) -> Markup {
                         } } }
                     }
                 }
+            }
+        }
+    }
+}
+
+pub fn foreign(results: &Results) -> Markup {
+    html! {
+        @if !results.foreign.is_empty() {
+            section class="foreign" {
+                h2 { "Foreign measurements" }
+                p class="lead" {
+                    "Imported from other load generators, for contrast. No arms: not paired with any block, under another load \
+                     and by another clock. No comparison and no verdict reads them."
+                }
+                div class="scroll" { table class="numbers" {
+                    thead { tr {
+                        th { "name" } th { "tool" } th { "load and clock" } th class="n" { "requests/s" } th class="n" { "requests" }
+                        th class="n" { "failed" } @for (name, _) in Foreign::SHOWN { th class="n" { (name) } } th { "file" }
+                    } }
+                    tbody { @for one in &results.foreign { tr {
+                        th scope="row" { (one.name) } td { (one.tool) } td { (one.load) }
+                        td class="n" { (words::number(one.rate)) } td class="n" { (one.requests) } td class="n" { (one.failed) }
+                        @for (_, q) in Foreign::SHOWN {
+                            td class="n" { (one.quantile(q).map_or("–".into(), |us| words::quantity(us, "µs"))) }
+                        }
+                        td title={ "SHA-256 " (one.sha256) } { (one.file) }
+                    } } }
+                } }
             }
         }
     }

@@ -6,12 +6,21 @@ mod raw;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::figures::{self, Figure};
-use crate::analysis::words;
+use super::costs;
+use super::figures::{self, Figure, Series};
+use crate::analysis::{Concern, words};
 use crate::results::{Basis, Profile, Results, State, Verdict};
 
 pub const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
+
+/// Behind the four questions.
+const CONTENTS: [(&str, &str); 4] = [
+    ("costs", "Your costs"),
+    ("figures", "Figures"),
+    ("evidence", "Evidence"),
+    ("method", "Method"),
+];
 
 /// The whole page.
 pub fn page(results: &Results) -> String {
@@ -20,6 +29,7 @@ pub fn page(results: &Results) -> String {
         Some((first, rest)) => (Some(first), rest),
         None => (None, &figures[..]),
     };
+    let void = results.status.state == State::Void;
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -28,27 +38,32 @@ pub fn page(results: &Results) -> String {
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 meta name="robots" content="noindex";
-                title { "Duet bench: sidecar or node agent" }
+                title { @if void { "VOID · " } "Duet bench: sidecar or node agent" }
                 style { (PreEscaped(STYLE)) }
             }
-            body {
+            body class=[void.then_some("void")] {
                 main {
                     (head(results))
                     (banner(results))
                     (verdicts(results))
-                    @if let Some(figure) = first { section class="glance" { (drawn(figure)) } }
+                    @if let Some(figure) = first { section class="glance" id="glance" { (drawn(figure)) } }
+                    (in_numbers(results))
+                    (costs::section(results))
                     @if !rest.is_empty() {
-                        section {
+                        section id="figures" {
                             h2 { "Figures" }
                             div class="figures" { @for figure in rest { (drawn(figure)) } }
                         }
                     }
-                    (evidence::parity(results))
-                    (evidence::comparisons(results))
-                    (evidence::voids(results))
-                    (evidence::machine(results))
-                    (raw::blocks(results))
-                    (evidence::method(results))
+                    div id="evidence" {
+                        (evidence::parity(results))
+                        (evidence::comparisons(results))
+                        (evidence::foreign(results))
+                        (evidence::voids(results))
+                        (evidence::machine(results))
+                        (raw::blocks(results))
+                    }
+                    div id="method" { (evidence::method(results)) }
                 }
                 div id="tip" role="status" hidden {}
                 script { (PreEscaped(SCRIPT)) }
@@ -83,6 +98,12 @@ fn head(results: &Results) -> Markup {
                 " · " (words::plural(blocks as u32, "block")) " · seed " (results.seed)
                 " · " (results.cluster) " · " (duration(results.duration_s))
                 " · duet-bench " (results.version)
+            }
+            nav {
+                @for concern in Concern::ALL { @if asked(results, concern) {
+                    a href={ "#" (concern.anchor()) } { (concern.question()) }
+                } }
+                @for (anchor, word) in CONTENTS { a href={ "#" (anchor) } { (word) } }
             }
         }
     }
@@ -126,6 +147,10 @@ fn banner(results: &Results) -> Markup {
 }
 
 fn verdicts(results: &Results) -> Markup {
+    let of = |concern: Concern| {
+        let all = results.analysis.verdicts.iter();
+        all.filter(move |verdict| Concern::of(&verdict.scenario) == concern)
+    };
     html! {
         section {
             h2 { "Verdicts" }
@@ -134,7 +159,39 @@ fn verdicts(results: &Results) -> Markup {
                 " means that nothing can be claimed: the interval includes no difference, or the difference is no larger \
                  than what an arm shows against itself."
             }
-            div class="verdicts" { @for verdict in &results.analysis.verdicts { (row(results, verdict)) } }
+            @for concern in Concern::ALL {
+                @if asked(results, concern) {
+                    section class="concern" id=(concern.anchor()) {
+                        h3 { (concern.question()) }
+                        @for verdict in of(concern) { (row(results, verdict)) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn asked(results: &Results, concern: Concern) -> bool {
+    let mut verdicts = results.analysis.verdicts.iter();
+    verdicts.any(|verdict| Concern::of(&verdict.scenario) == concern)
+}
+
+/// A dot plot for each of the four questions.
+fn in_numbers(results: &Results) -> Markup {
+    let plots: Vec<Figure> = Concern::ALL
+        .into_iter()
+        .filter_map(|concern| figures::dots(results, concern))
+        .collect();
+    html! {
+        @if !plots.is_empty() {
+            section id="numbers" {
+                h2 { "The four questions in numbers" }
+                p class="lead" {
+                    "Medians over blocks, each row from zero to its largest value. Further left is better, unless the row says \
+                     otherwise. Lines are 95 % intervals; without one there were too few blocks."
+                }
+                @for plot in &plots { div class="glance" { (drawn(plot)) } }
+            }
         }
     }
 }
@@ -150,7 +207,7 @@ fn row(results: &Results, verdict: &Verdict) -> Markup {
         article class="verdict" {
             div class="question" {
                 span class="id" { (verdict.scenario) }
-                h3 { (verdict.question) }
+                h4 { (verdict.question) }
                 span class={ "basis " (class) } { (word) }
             }
             p class="answer" { (words::unbroken(&verdict.answer)) }
@@ -168,6 +225,11 @@ fn row(results: &Results, verdict: &Verdict) -> Markup {
     }
 }
 
+/// A headline from run to run, for lists of runs.
+pub fn trend(title: &str, unit: &str, series: &[Series]) -> Markup {
+    drawn(&figures::trend(title, unit, series))
+}
+
 fn drawn(figure: &Figure) -> Markup {
     html! {
         figure {
@@ -182,7 +244,7 @@ fn drawn(figure: &Figure) -> Markup {
             }
             (figure.wide)
             (figure.narrow)
-            p class="caption" { (figure.caption) }
+            @if !figure.caption.is_empty() { p class="caption" { (figure.caption) } }
         }
     }
 }
