@@ -498,16 +498,19 @@ impl Supervised {
     /// Follows one proxying process after the other, until their supervisor ends. True if any became ready.
     fn follow_children(&self, process: &Process) -> bool {
         let mut was_ready = false;
+        let mut last = None;
         loop {
             let child = loop {
                 if !matches!(process.try_wait(), Ok(None)) {
                     return was_ready;
                 }
-                match child_of(process.pid()) {
+                // The last one is there until its parent has taken note of its end.
+                match child_of(process.pid()).filter(|child| last != Some(*child)) {
                     Some(child) => break child,
                     None => thread::sleep(LOOK_FOR_CHILD),
                 }
             };
+            last = Some(child);
             self.lock().lives.push(Life::new(child, monotonic_ns()));
             // Held before it is asked for the first time, so that its number is its own.
             let ended = Ended::of(child);
