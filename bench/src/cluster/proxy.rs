@@ -676,10 +676,17 @@ impl Supervised {
     }
 }
 
-/// The first child of a process, if it has any.
+/// The proxy of a supervisor, once it is one: before, a child is a shell's or the supervisor's own copy.
 fn child_of(pid: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    children.split_whitespace().next()?.parse().ok()
+    children
+        .split_whitespace()
+        .filter_map(|child| child.parse().ok())
+        .find(|child: &u32| {
+            let line = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0)
+                .any(|arg| arg == b"--supervised")
+        })
 }
 
 /// Of the series with this name, added up.
