@@ -498,16 +498,19 @@ impl Supervised {
     /// Follows one proxying process after the other, until their supervisor ends. True if any became ready.
     fn follow_children(&self, process: &Process) -> bool {
         let mut was_ready = false;
+        let mut last = None;
         loop {
             let child = loop {
                 if !matches!(process.try_wait(), Ok(None)) {
                     return was_ready;
                 }
-                match child_of(process.pid()) {
+                // The last one is there until its parent has taken note of its end.
+                match child_of(process.pid()).filter(|child| last != Some(*child)) {
                     Some(child) => break child,
                     None => thread::sleep(LOOK_FOR_CHILD),
                 }
             };
+            last = Some(child);
             self.lock().lives.push(Life::new(child, monotonic_ns()));
             // Held before it is asked for the first time, so that its number is its own.
             let ended = Ended::of(child);
@@ -673,10 +676,17 @@ impl Supervised {
     }
 }
 
-/// The first child of a process, if it has any.
+/// The proxy of a supervisor, once it is one: before, a child is a shell's or the supervisor's own copy.
 fn child_of(pid: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    children.split_whitespace().next()?.parse().ok()
+    children
+        .split_whitespace()
+        .filter_map(|child| child.parse().ok())
+        .find(|child: &u32| {
+            let line = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0)
+                .any(|arg| arg == b"--supervised")
+        })
 }
 
 /// Of the series with this name, added up.
