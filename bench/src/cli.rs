@@ -14,7 +14,8 @@ use crate::results::{self, Profile, Results, State};
 use crate::run::{self, Ground, KubeOptions, Options, Pace, Plan, RunError};
 use crate::scenario::Id;
 use crate::{
-    attend, cluster, doctor, errand, export, foresee, forge, import, listing, load, perf, report, serve, shelf, stress,
+    attend, cluster, doctor, errand, export, foresee, forge, import, listing, load, perf, report,
+    serve, shelf, stress,
 };
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -286,60 +287,61 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return misused(&error),
     };
-    let result =
-        match cli.command {
-            Command::Doctor(args) if args.generator => examine_generator(),
-            Command::Doctor(_) => examine(),
-            Command::List(args) => {
-                let of = |chosen: &[Id]| plan(args.cluster, args.profile.into(), 0, chosen, &[]);
-                println!("{}", listing::table(of));
-                Ok(0)
-            }
-            Command::Run(args) => measure(args),
-            Command::Plan(args) => foresee::run(&args).map(|()| 0).map_err(Trouble::usage),
-            Command::Report(args) => render(&args),
-            Command::Export(args) => export::run(&args).map(|()| 0).map_err(Trouble::usage),
-            Command::Import(args) => import::run(&args)
-                .map_err(Trouble::usage)
-                .map(|(_, written)| {
-                    println!("{}", written.html.display());
-                    0
-                }),
-            Command::ServeReport(args) => block_on(shelf::serve(args))
-                .and_then(|result| result.map(|()| 0).map_err(Trouble::usage)),
-            Command::Publish(args) => shelf::publish(&args).map_err(Trouble::usage).map(|dir| {
-                println!("{}", dir.display());
+    let result = match cli.command {
+        Command::Doctor(args) if args.generator => examine_generator(),
+        Command::Doctor(_) => examine(),
+        Command::List(args) => {
+            let of = |chosen: &[Id]| plan(args.cluster, args.profile.into(), 0, chosen, &[]);
+            println!("{}", listing::table(of));
+            Ok(0)
+        }
+        Command::Run(args) => measure(args),
+        Command::Plan(args) => foresee::run(&args).map(|()| 0).map_err(Trouble::usage),
+        Command::Report(args) => render(&args),
+        Command::Export(args) => export::run(&args).map(|()| 0).map_err(Trouble::usage),
+        Command::Import(args) => import::run(&args)
+            .map_err(Trouble::usage)
+            .map(|(_, written)| {
+                println!("{}", written.html.display());
                 0
             }),
-            Command::Compare(args) => crate::compare::run(&args).map_err(Trouble::usage),
-            Command::Perf(args) => perf::run(&args).map(|()| 0).map_err(Trouble::void),
-            Command::Clean(args) => clean(&args),
-            Command::Schema(args) => schema(&args),
-            Command::Serve(args) => block_on(serve::run(args)).and_then(|result| {
-                result.map(|()| 0).map_err(|error| Trouble {
-                    code: if error.is_usage() { USAGE } else { VOID },
-                    message: error.to_string(),
-                })
-            }),
-            Command::Load(args) => block_on(load::run(args)).and_then(|result| {
-                result.map(|()| 0).map_err(|error| Trouble {
-                    code: if error.is_usage() { USAGE } else { VOID },
-                    message: error.to_string(),
-                })
-            }),
-            Command::Stress(args) => block_on(stress::run(args))
-                .and_then(|result| result.map(|()| 0).map_err(Trouble::void)),
-            Command::Forge(args) => block_on(forge::run(args))
-                .and_then(|result| result.map(|()| 0).map_err(Trouble::void)),
-            Command::Attend(args) => attend::run(args).map(|()| 0).map_err(Trouble::void),
-            Command::Errand(args) => errand::run(&args).map_err(Trouble::void),
-            Command::Idle(args) => block_on(errand::idle(args))
-                .and_then(|result| result.map(|()| 0).map_err(Trouble::void)),
-            Command::Handshakes(args) => perf::make_handshakes(&args)
-                .map(|()| 0)
-                .map_err(Trouble::void),
-            Command::HoldKey => hold_key().map(|()| 0).map_err(Trouble::void),
-        };
+        Command::ServeReport(args) => block_on(shelf::serve(args))
+            .and_then(|result| result.map(|()| 0).map_err(Trouble::usage)),
+        Command::Publish(args) => shelf::publish(&args).map_err(Trouble::usage).map(|dir| {
+            println!("{}", dir.display());
+            0
+        }),
+        Command::Compare(args) => crate::compare::run(&args).map_err(Trouble::usage),
+        Command::Perf(args) => perf::run(&args).map(|()| 0).map_err(Trouble::void),
+        Command::Clean(args) => clean(&args),
+        Command::Schema(args) => schema(&args),
+        Command::Serve(args) => block_on(serve::run(args)).and_then(|result| {
+            result.map(|()| 0).map_err(|error| Trouble {
+                code: if error.is_usage() { USAGE } else { VOID },
+                message: error.to_string(),
+            })
+        }),
+        Command::Load(args) => block_on(load::run(args)).and_then(|result| {
+            result.map(|()| 0).map_err(|error| Trouble {
+                code: if error.is_usage() { USAGE } else { VOID },
+                message: error.to_string(),
+            })
+        }),
+        Command::Stress(args) => {
+            block_on(stress::run(args)).and_then(|result| result.map(|()| 0).map_err(Trouble::void))
+        }
+        Command::Forge(args) => {
+            block_on(forge::run(args)).and_then(|result| result.map(|()| 0).map_err(Trouble::void))
+        }
+        Command::Attend(args) => attend::run(args).map(|()| 0).map_err(Trouble::void),
+        Command::Errand(args) => errand::run(&args).map_err(Trouble::void),
+        Command::Idle(args) => block_on(errand::idle(args))
+            .and_then(|result| result.map(|()| 0).map_err(Trouble::void)),
+        Command::Handshakes(args) => perf::make_handshakes(&args)
+            .map(|()| 0)
+            .map_err(Trouble::void),
+        Command::HoldKey => hold_key().map(|()| 0).map_err(Trouble::void),
+    };
     match result {
         Ok(code) => ExitCode::from(code),
         Err(trouble) => {

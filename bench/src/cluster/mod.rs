@@ -75,8 +75,8 @@ pub use self::network::CONGESTION_CONTROL;
 pub use self::process::{Part, ProcessHandle, Spawn};
 pub use self::proxy::{Endpoint, Life, Proxy, Restart};
 pub use self::site::{
-    Belongings, Capture, Charge, Cluster, Counters, Generator, Given, Handshakes, Holding, Load, ProxyRef,
-    Running, Site, Tool, User, Whereabouts, Wish,
+    Belongings, Capture, Charge, Cluster, Counters, Generator, Given, Handshakes, Holding, Load,
+    ProxyRef, Running, Site, Tool, User, Whereabouts, Wish,
 };
 pub use self::spec::{Limits, ParityRow, Placement, PodSpec, ServicePort, ServiceSpec};
 pub use self::state::{CleanReport, clean_all};

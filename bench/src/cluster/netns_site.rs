@@ -9,8 +9,8 @@ use super::netns_tools;
 use super::process::{Part, ProcessHandle, Spawn};
 use super::proxy::{Endpoint, Life, Proxy, Restart};
 use super::site::{
-    Belongings, Capture, Charge, Cluster, Counters, Generator, Given, Handshakes, Holding, Load, ProxyRef,
-    Running, Site, Tool, Whereabouts, Wish,
+    Belongings, Capture, Charge, Cluster, Counters, Generator, Given, Handshakes, Holding, Load,
+    ProxyRef, Running, Site, Tool, Whereabouts, Wish,
 };
 use super::spec::{Limits, Placement, PodSpec};
 use super::state::BPFFS;

@@ -114,7 +114,10 @@ fn documented() -> Labels {
         }
     }
     // What every Prometheus client has is told in a sentence.
-    for name in DOCUMENTED.split('`').filter(|it| it.starts_with("process_")) {
+    for name in DOCUMENTED
+        .split('`')
+        .filter(|it| it.starts_with("process_"))
+    {
         labels.entry(name.to_owned()).or_default();
     }
     labels

@@ -144,9 +144,7 @@ async fn answer(
         }
         "/missing" => response.status(StatusCode::NOT_FOUND).body(empty()),
         // hyper would send the body of HTTP/2 all the same.
-        _ if request.method() == Method::HEAD => {
-            response.header("content-length", 5).body(empty())
-        }
+        _ if request.method() == Method::HEAD => response.header("content-length", 5).body(empty()),
         _ => response.body(full("hello")),
     };
     Ok(response.unwrap())
