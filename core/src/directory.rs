@@ -170,11 +170,18 @@ impl Directory {
 
     /// Who is at an address, so that nobody of the mesh is taken for an outsider.
     pub fn occupant(&self, ip: IpAddr) -> Occupant {
-        match self.at(ip) {
-            Some(workload) => Occupant::Workload(workload),
-            None if self.hidden.contains(&ip) => Occupant::Hidden,
-            // It may have come out of hiding between the two looks.
-            None => self.at(ip).map_or(Occupant::Outsider, Occupant::Workload),
+        loop {
+            let version = self.version.borrow().to_owned();
+            match self.at(ip) {
+                Some(workload) => return Occupant::Workload(workload),
+                None if self.hidden.contains(&ip) => return Occupant::Hidden,
+                // It may have come out of hiding between the two looks, and gone back before the third.
+                None => match self.at(ip) {
+                    Some(workload) => return Occupant::Workload(workload),
+                    None if *self.version.borrow() == version => return Occupant::Outsider,
+                    None => {}
+                },
+            }
         }
     }
 

@@ -23,6 +23,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 use std::time::Duration;
 use table::Quantity;
@@ -148,7 +149,7 @@ pub fn run(args: &PerfArgs) -> Result<(), Trouble> {
     let site = NetnsSite::new(interrupt.clone());
     let mut beds = BTreeMap::new();
     for subject in &subjects {
-        if !beds.contains_key(&subject.arm) {
+        if let Entry::Vacant(place) = beds.entry(subject.arm) {
             eprintln!("building {}", subject.arm);
             let cluster = site.build(&wish(subject.arm))?;
             let bed = Bed {
@@ -156,7 +157,7 @@ pub fn run(args: &PerfArgs) -> Result<(), Trouble> {
                 cluster,
                 took: Duration::ZERO,
             };
-            beds.insert(subject.arm, bed);
+            place.insert(bed);
         }
     }
     let lab = Lab {

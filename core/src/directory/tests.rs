@@ -288,7 +288,9 @@ fn nothing_is_an_outsider_on_its_way_in_or_out_of_hiding() {
         });
         for round in 0..20_000 {
             let update = if round % 2 == 0 { &unseen } else { &seen };
-            directory.apply(update.clone());
+            let mut update = update.clone();
+            update.version = round + 2;
+            directory.apply(update);
             if looking.is_finished() {
                 break;
             }
