@@ -60,6 +60,9 @@ pub fn verdict_table(results: &Results, colour: bool) -> String {
                 .then(|| format!("{heading}\n{}", answers(results, &verdicts, colour)))
         })
         .collect();
+    if tables.is_empty() {
+        return "Nothing was measured.".to_owned();
+    }
     tables.join("\n\n")
 }
 

@@ -308,7 +308,7 @@ impl Maker {
                 ),
                 (
                     keys::IDLE_CPU.to_string(),
-                    pick(arm, [0.0, 0.4 + 0.9 * pods, 1.6 + 0.2 * pods]) * maker.noise(0.05),
+                    pick(arm, [0.0, 0.4 + 0.9 * pods, 1.6 + 0.2 * pods]),
                 ),
             ]);
             trial

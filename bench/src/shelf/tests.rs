@@ -86,7 +86,7 @@ async fn a_list_with_trends_and_each_run_as_its_page() {
     // In trends of times the smoke run is no point; in those of counts it is.
     let plot = |title: &str| {
         let from = at(title);
-        &list[from..from + list[from..].find("</svg>").unwrap()]
+        &list[from..from + list[from..].find("</figure>").unwrap()]
     };
     assert!(!plot("L1 median response").contains("a smoke:"));
     assert!(plot("F1 pods hit").contains("a smoke:"));
