@@ -65,9 +65,12 @@ fn run(placement: Placement) {
     });
 }
 
+/// A span, and whose it is.
+type Received = (Vec<KeyValue>, Span);
+
 /// Takes spans as collectors do.
 #[derive(Clone, Default)]
-struct Collector(Arc<Mutex<Vec<(Vec<KeyValue>, Span)>>>);
+struct Collector(Arc<Mutex<Vec<Received>>>);
 
 #[tonic::async_trait]
 impl TraceService for Collector {
