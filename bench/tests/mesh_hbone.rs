@@ -55,7 +55,9 @@ fn run(placement: Placement) {
         checks.run("HTTP/1.1 to the peer", interop.http1()).await;
         checks.run("gRPC to the peer", interop.grpc()).await;
         checks.run("refused by the peer", interop.refused()).await;
-        checks.run("bytes from the peer", interop.from_peer()).await;
+        checks
+            .run("bytes from the peer", interop.asked_by_peer())
+            .await;
         checks
             .run("HTTP from the peer", interop.http_from_peer())
             .await;
@@ -201,7 +203,7 @@ impl Interop<'_> {
         Ok(())
     }
 
-    async fn from_peer(&self) -> Result<()> {
+    async fn asked_by_peer(&self) -> Result<()> {
         let [peer, server] = ["peer", "server"].map(|pod| self.mesh.app(pod));
         let dialled = self.papers.dial(peer, server).await?;
         ensure!(dialled.server == "spiffe://duet.local/ns/default/sa/server");
