@@ -128,7 +128,16 @@ impl View<'_> {
             (&9.into(), &15.into())
         );
 
-        let inside = self.one("server", "direction=inbound", &[("kind", "tunnel")])?;
+        let tunnel = || self.one("server", "direction=inbound", &[("kind", "tunnel")]);
+        let mut inside = tunnel()?;
+        // The client may have its answer before its bytes are counted.
+        for _ in 0..100 {
+            if inside["receivedBytes"] == 15 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            inside = tunnel()?;
+        }
         assert_eq!(inside["destination"], self.server.at(OPAQUE).to_string());
         assert_eq!(inside["workload"], "default/server");
         assert_eq!(inside["identity"], identity("client"));

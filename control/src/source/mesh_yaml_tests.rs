@@ -109,7 +109,7 @@ fn unknown_fields_are_refused() {
     assert_eq!(
         refused_after("mtls: strict", "mtsl: strict"),
         "unknown field `mtsl`: write one of namespace, name, serviceAccount, node, addresses, \
-         mesh, mtls, opaquePorts, probes, limits"
+         mesh, mtls, opaquePorts, probes, limits, budgets"
     );
     assert!(refused_after("targetPort: 8080", "target_port: 8080").contains("targetPort"));
     assert!(
