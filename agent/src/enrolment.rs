@@ -4,8 +4,11 @@
 //! The kernel's own map is the record, so there is no state that could disagree
 //! with what connections really meet.
 
+mod openness;
 mod recovery;
 mod tenure;
+
+pub use openness::Openness;
 
 use crate::interception::Interception;
 use crate::keeper::Keeper;
@@ -64,6 +67,7 @@ pub struct Enrolment {
     proxy: Proxy,
     members: Mutex<Members>,
     workloads: IntGaugeVec,
+    openness: Openness,
     /// A workload has got its first certificate.
     certified: Arc<Notify>,
 }
@@ -167,6 +171,7 @@ impl Enrolment {
         proxy: Proxy,
         inherited: HashMap<NetnsCookie, Inherited>,
         tenure: Tenure,
+        openness: Openness,
     ) -> Result<Arc<Self>, EnrolmentError> {
         let ready = proxy.not_ready_until("eBPF programs in effect");
         let workloads = IntGaugeVec::new(
@@ -181,6 +186,7 @@ impl Enrolment {
         proxy.registry().register(Box::new(workloads.clone()))?;
         let enrolment = Arc::new(Self {
             workloads,
+            openness,
             interception,
             proxy,
             members: Mutex::new(Members {
@@ -344,6 +350,7 @@ impl Enrolment {
         let inherited = members.inherited.get(&cookie);
         let inherited = inherited.map_or(&[][..], |inherited| &inherited.listeners);
         let (pod, capture) = Pod::enrol_with(inherited, &self.interception, netns, &record)?;
+        self.openness.set(self.interception.maps(), cookie, &name);
         members.inherited.remove(&cookie);
         members.keep(&pod);
         let workload = self.proxy.add(name.clone(), capture);
@@ -481,6 +488,7 @@ impl Enrolment {
         if !members.missing.is_empty() {
             self.take_up(&mut members);
         }
+        self.openness.count(self.interception.maps(), &members);
         if let Err(why) = self.heal(&mut members) {
             return Some(why.to_string());
         }
@@ -544,6 +552,13 @@ impl Members {
     fn records(&self) -> impl Iterator<Item = &Record> {
         let present = self.present.values().map(|member| &member.record);
         present.chain(self.missing.values().map(|missing| &missing.record))
+    }
+
+    fn namespaces(&self) -> impl Iterator<Item = (NetnsCookie, &WorkloadName)> {
+        let present = self.present.iter();
+        let present = present.map(|(name, member)| (member.pod.netns().cookie(), name));
+        let missing = self.missing.iter();
+        present.chain(missing.map(|(name, missing)| (missing.netns, name)))
     }
 
     fn uid(&self, name: &WorkloadName) -> Option<&String> {

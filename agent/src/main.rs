@@ -126,6 +126,17 @@ struct RunArgs {
     )]
     cni_exclude: Vec<String>,
 
+    /// Namespaces whose workloads are to be reached, and reach others, around the mesh and
+    /// in plaintext while no agent is there to take their connections; "*" is all. It is
+    /// counted in duet_agent_failed_open_total. Default: none, they are refused.
+    #[arg(
+        long,
+        env = "DUET_FAIL_OPEN_NAMESPACES",
+        value_delimiter = ',',
+        value_name = "NAMESPACE,…"
+    )]
+    fail_open_namespaces: Vec<String>,
+
     /// Standard input is the supervisor's socket.
     #[arg(long, hide = true)]
     supervised: bool,
@@ -256,6 +267,7 @@ fn run(args: RunArgs) -> Outcome {
         instance: args.instance,
         handover_drain_timeout: args.handover_drain_timeout,
         cni,
+        fail_open_namespaces: args.fail_open_namespaces,
         tenancy: args.tenancy,
         proxy: args.proxy,
     };

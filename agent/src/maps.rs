@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 /// All of them, with the sizes of key and value. All are pinned.
-pub const SIZES: [(&str, usize, usize); 6] = [
+pub const SIZES: [(&str, usize, usize); 7] = [
     (
         names::ENROLLED,
         size_of::<NetnsCookie>(),
@@ -23,6 +23,7 @@ pub const SIZES: [(&str, usize, usize); 6] = [
     (names::OWN, size_of::<OwnAddress>(), size_of::<u32>()),
     (names::TARGETS, size_of::<Source>(), size_of::<Target>()),
     (names::LISTENERS, size_of::<ListenerKey>(), size_of::<u32>()),
+    (names::OPEN, size_of::<NetnsCookie>(), size_of::<u64>()),
     (names::EXEMPT, size_of::<RawFd>(), size_of::<u32>()),
     (
         names::REDIRECTED,
@@ -54,6 +55,7 @@ pub struct Maps {
     enrolled: Mutex<HashMap<MapData, NetnsCookie, Plain<Enrolled>>>,
     own: Mutex<HashMap<MapData, Plain<OwnAddress>, u32>>,
     listeners: Mutex<SockHash<MapData, Plain<ListenerKey>>>,
+    open: Mutex<HashMap<MapData, NetnsCookie, u64>>,
     /// Worked on from many threads at once, so without aya, whose methods want
     /// exclusive access.
     targets: MapData,
@@ -118,6 +120,7 @@ impl Maps {
             enrolled: Mutex::new(take(names::ENROLLED)?.try_into()?),
             own: Mutex::new(take(names::OWN)?.try_into()?),
             listeners: Mutex::new(take(names::LISTENERS)?.try_into()?),
+            open: Mutex::new(take(names::OPEN)?.try_into()?),
             targets: data(targets, names::TARGETS)?,
             exempt: data(take(names::EXEMPT)?, names::EXEMPT)?,
         })
@@ -170,6 +173,24 @@ impl Maps {
 
     pub fn stop_listening(&self, key: ListenerKey) -> Result<(), MapsError> {
         gone_is_fine(self.listeners.lock().remove(&Plain(key)))
+    }
+
+    /// Whether `netns`'s connections may go around an agent that is away. What has been
+    /// counted stays.
+    pub fn set_open(&self, netns: NetnsCookie, is_open: bool) -> Result<(), MapsError> {
+        let mut open = self.open.lock();
+        if !is_open {
+            gone_is_fine(open.remove(&netns))
+        } else if open.get(&netns, 0).is_ok() {
+            Ok(())
+        } else {
+            Ok(open.insert(netns, 0, 0)?)
+        }
+    }
+
+    /// How many have; none if they may not.
+    pub fn passed(&self, netns: NetnsCookie) -> Option<u64> {
+        self.open.lock().get(&netns, 0).ok()
     }
 
     /// Where the connection whose client is `source` was meant to go. It is said

@@ -174,6 +174,8 @@ pub fn forget(interception: &Interception, netns: duet_ebpf::NetnsCookie) {
     let maps = interception.maps();
     let mut outcomes = vec![
         maps.expel(netns).map_err(|error| error.to_string()),
+        maps.set_open(netns, false)
+            .map_err(|error| error.to_string()),
         interception
             .release(netns)
             .map_err(|error| error.to_string()),

@@ -3,7 +3,7 @@
 use crate::api::Api;
 use crate::bpffs;
 use crate::cni::{self, Install, Installed};
-use crate::enrolment::{Enrolment, Tenure};
+use crate::enrolment::{Enrolment, Openness, Tenure};
 use crate::handover::{Estate, Predecessor};
 use crate::interception::{Before, Interception};
 use crate::keeper::{BEAT, Keeper, Left};
@@ -44,6 +44,8 @@ pub struct Settings {
     pub instance: Option<String>,
     pub handover_drain_timeout: Duration,
     pub cni: Option<Install>,
+    /// Whose workloads' connections go around an agent that is away; `*` is all.
+    pub fail_open_namespaces: Vec<String>,
     pub tenancy: TenancyArgs,
     pub proxy: ProxyArgs,
 }
@@ -112,8 +114,10 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         Some(_) => Tenure::Coming,
         None => Tenure::Holding,
     };
+    let openness = Openness::new(settings.fail_open_namespaces.clone(), proxy.registry());
+    let openness = openness.map_err(|error| wrong(&error))?;
     let doors = inheritance.doors;
-    let enrolment = Enrolment::start(interception, proxy.clone(), doors, tenure);
+    let enrolment = Enrolment::start(interception, proxy.clone(), doors, tenure, openness);
     let enrolment = enrolment.await.map_err(|error| wrong(&error))?;
     if let Some(predecessor) = predecessor {
         take(&enrolment, predecessor, inheritance.served, counters).await?;

@@ -6,10 +6,10 @@
 mod daemon;
 mod world;
 
-use daemon::{Agent, BINARY, ask, enrol, eventually, refused, told};
+use daemon::{Agent, BINARY, Control, ask, enrol, eventually, log_of, refused, told};
 use std::fs;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use world::{PATIENCE, TestPod, Wire, test};
 
@@ -86,7 +86,7 @@ fn told_to_stop_it_leaves_the_door_shut_and_cleanup_opens_it() {
             assert!(output.status.success());
             let removed = String::from_utf8(output.stdout).unwrap();
             assert!(removed.lines().all(|line| line.starts_with("removed ")));
-            assert_eq!(removed.lines().count(), 13, "{removed}");
+            assert_eq!(removed.lines().count(), 14, "{removed}");
             assert!(!world.bpffs.exists());
             let local = connect(&world.a, &out).unwrap().local_addr().unwrap();
             assert_eq!(local.ip(), world.a.v4);
@@ -216,4 +216,61 @@ fn doctor_finds_this_machine_fit() {
         assert!(output.status.success(), "{text}");
         assert_eq!(text.lines().count(), 11, "{text}");
     });
+}
+
+const PASSED: &str = "duet_agent_failed_open_total{namespace=\"open\"}";
+
+#[test]
+fn a_namespace_that_fails_open_goes_around_an_agent_that_is_away_and_is_counted() {
+    test(
+        "a_namespace_that_fails_open_goes_around_an_agent_that_is_away_and_is_counted",
+        |world| {
+            let [here, there] = [&world.a, &world.b].map(|pod| {
+                let server = pod.serve((Ipv4Addr::UNSPECIFIED, 0));
+                SocketAddr::new(pod.v4, server.port())
+            });
+            let server = world.b.serve((Ipv6Addr::UNSPECIFIED, 0));
+            let there6 = SocketAddr::new(world.b.v6, server.port());
+            let start = |more: &[&str]| {
+                let agent = Agent::launch(world, &Control::away(), "run", more);
+                eventually(|| ask(world, "list", &[]).status.success());
+                agent
+            };
+            let is_redirected = || {
+                let local = connect(&world.a, &there.to_string()).unwrap().local_addr();
+                local.unwrap().ip() == Ipv4Addr::LOCALHOST
+            };
+            let agent = start(&["--fail-open-namespaces", "other,open"]);
+            enrol(world, "open/web-0", &world.a);
+            assert!(is_redirected(), "while the agent is there");
+            agent.kill();
+            for (pod, to, from) in [
+                (&world.a, there, world.a.v4),
+                (&world.a, there6, world.a.v6),
+                (&world.b, here, world.b.v4),
+            ] {
+                let said = pod.ask(to).unwrap();
+                let expected = format!("{to} {}", SocketAddr::new(from, 0));
+                assert!(said.starts_with(expected.trim_end_matches('0')), "{said}");
+            }
+            // Who connects to the mesh port wants to be sure of whom it reaches.
+            let mesh = SocketAddr::new(world.a.v4, 15008);
+            let squatter = world.a.run(|| TcpListener::bind("0.0.0.0:15008"));
+            let error = world.b.ask(mesh).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+            drop(squatter);
+
+            let agent = start(&["--fail-open-namespaces", "*"]);
+            assert!(is_redirected());
+            eventually(|| agent.metric(PASSED) == 3.0);
+            assert!(log_of(world).contains("went around the mesh"));
+            agent.kill();
+            // Without the choice the door is shut again.
+            start(&[]).kill();
+            for (pod, to) in [(&world.a, there), (&world.a, there6), (&world.b, here)] {
+                let error = pod.ask(to).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}");
+            }
+        },
+    );
 }

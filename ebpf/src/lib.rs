@@ -21,6 +21,9 @@ pub mod names {
     pub const TARGETS: &str = "TARGETS";
     /// [`ListenerKey`](crate::ListenerKey) → socket.
     pub const LISTENERS: &str = "LISTENERS";
+    /// [`NetnsCookie`](crate::NetnsCookie) → how many connections went around the agent:
+    /// of those that may, while it is away.
+    pub const OPEN: &str = "OPEN";
     /// Socket → 1: the agent's own.
     pub const EXEMPT: &str = "EXEMPT";
     /// Socket → [`Redirected`](crate::Redirected).

@@ -7,7 +7,7 @@
 //! ingress_ifindex cannot tell the two apart: over loopback it names the
 //! interface that has the address.
 
-use crate::maps::{LISTENERS, NETNS, OWN};
+use crate::maps::{LISTENERS, NETNS, OWN, may_pass};
 use crate::words;
 use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_REPLACE, bpf_sk_lookup, sk_action};
 use aya_ebpf::macros::sk_lookup;
@@ -32,7 +32,12 @@ pub fn duet_sk_lookup(ctx: SkLookupContext) -> u32 {
     let port = unsafe { (*lookup).local_port };
     let family = unsafe { (*lookup).family };
     if port == u32::from(MESH_PORT) {
-        return steer(&ctx, netns, MESH_PORT, family);
+        // Never an application's: who connects there wants to be sure of whom it reaches.
+        return if steer(&ctx, netns, MESH_PORT, family) {
+            PASS
+        } else {
+            DROP
+        };
     }
     let (local, remote) = addresses(lookup, family);
     let own = OwnAddress { netns, ip: remote };
@@ -42,21 +47,23 @@ pub fn duet_sk_lookup(ctx: SkLookupContext) -> u32 {
     if port == u32::from(OUTBOUND_PORT) || port == u32::from(INBOUND_PORT) {
         return DROP;
     }
-    steer(&ctx, netns, INBOUND_PORT, family)
+    if steer(&ctx, netns, INBOUND_PORT, family) || may_pass(netns) {
+        PASS
+    } else {
+        DROP
+    }
 }
 
+/// False if nobody listens.
 #[inline(always)]
-fn steer(ctx: &SkLookupContext, netns: u64, port: u16, family: u32) -> u32 {
+fn steer(ctx: &SkLookupContext, netns: u64, port: u16, family: u32) -> bool {
     let key = ListenerKey {
         netns,
         port: u32::from(port),
         family: if family == AF_INET { 4 } else { 6 },
     };
     let flags = u64::from(BPF_SK_LOOKUP_F_REPLACE);
-    match LISTENERS.redirect_sk_lookup(ctx, key, flags) {
-        Ok(()) => PASS,
-        Err(_) => DROP,
-    }
+    LISTENERS.redirect_sk_lookup(ctx, key, flags).is_ok()
 }
 
 #[inline(always)]

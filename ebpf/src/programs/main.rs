@@ -14,6 +14,8 @@
 //! listener, and connections are refused.
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "an atomic addition")]
 
 mod inbound;
 mod maps;

@@ -5,6 +5,7 @@ use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_soc
 use aya_ebpf::btf_maps::{HashMap, SkStorage, SockHash};
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use duet_ebpf::{Enrolled, ListenerKey, NetnsCookie, OwnAddress, Redirected, Source, Target};
 
 /// Entries are a few hundred bytes or less and allocated as they come.
@@ -24,6 +25,10 @@ pub static OWN: HashMap<OwnAddress, u32, { 8 * PODS }, AS_NEEDED> = HashMap::new
 #[btf_map]
 pub static TARGETS: HashMap<Source, Target, 262_144, AS_NEEDED> = HashMap::new();
 
+/// By the operator's choice.
+#[btf_map]
+pub static OPEN: HashMap<NetnsCookie, u64, PODS, AS_NEEDED> = HashMap::new();
+
 /// Closing a listener, or the agent's death, takes it out.
 #[btf_map]
 pub static LISTENERS: SockHash<ListenerKey, { 4 * PODS }> = SockHash::new();
@@ -38,6 +43,17 @@ pub static REDIRECTED: SkStorage<Redirected> = SkStorage::new();
 /// helper for the cookie is missing there. The agent loads one instance for each.
 #[unsafe(no_mangle)]
 pub static NETNS: Global<NetnsCookie> = Global::new(0);
+
+/// Whether a connection of `netns` may go around an agent that is away. It is counted.
+#[inline(always)]
+pub fn may_pass(netns: NetnsCookie) -> bool {
+    let Some(count) = OPEN.get_ptr_mut(netns) else {
+        return false;
+    };
+    // What AtomicU64 would do, if the target were known to have it.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(count, 1) };
+    true
+}
 
 /// A socket's own slot, if it has one.
 #[inline(always)]

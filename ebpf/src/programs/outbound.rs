@@ -6,10 +6,13 @@
 //! Nor would the agent's process id: with the agent dead another process may get
 //! it, and the namespace's plaintext would leave.
 
-use crate::maps::{ENROLLED, EXEMPT, OWN, REDIRECTED, forget, store, stored};
+use crate::maps::{ENROLLED, EXEMPT, OPEN, OWN, REDIRECTED, forget, may_pass, store, stored};
 use crate::words;
-use aya_ebpf::bindings::bpf_sock_addr;
-use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
+use aya_ebpf::bindings::{
+    bpf_sock_addr, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Ends4,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Ends6,
+};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_lookup_tcp, bpf_sk_release};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use duet_ebpf::{Ip, OUTBOUND_PORT, OwnAddress, Redirected, Target};
@@ -93,6 +96,11 @@ fn verdict(address: &mut bpf_sock_addr, target: Target) -> Verdict {
         forget(&REDIRECTED, socket);
         return Verdict::Leave;
     }
+    let is_open = OPEN.get_ptr(netns).is_some();
+    if is_open && !is_served(address, target.ip.is_v4()) && may_pass(netns) {
+        forget(&REDIRECTED, socket);
+        return Verdict::Leave;
+    }
     let slot = store(&REDIRECTED, socket);
     if slot.is_null() {
         return Verdict::Refuse;
@@ -104,4 +112,36 @@ fn verdict(address: &mut bpf_sock_addr, target: Target) -> Verdict {
     };
     unsafe { *slot = redirected };
     Verdict::Redirect
+}
+
+/// Whether somebody listens for the connections of this namespace.
+#[inline(always)]
+fn is_served(address: &mut bpf_sock_addr, v4: bool) -> bool {
+    const OWN_NETNS: u64 = u64::MAX;
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let ends = &mut tuple.__bindgen_anon_1;
+    let length = if v4 {
+        ends.ipv4 = Ends4 {
+            saddr: 0,
+            daddr: Ip::LOOPBACK4.0[3],
+            sport: 0,
+            dport: OUTBOUND_PORT.to_be(),
+        };
+        size_of::<Ends4>()
+    } else {
+        ends.ipv6 = Ends6 {
+            saddr: [0; 4],
+            daddr: Ip::LOOPBACK6.0,
+            sport: 0,
+            dport: OUTBOUND_PORT.to_be(),
+        };
+        size_of::<Ends6>()
+    };
+    let context = core::ptr::from_mut(address).cast();
+    let found = unsafe { bpf_sk_lookup_tcp(context, &mut tuple, length as u32, OWN_NETNS, 0) };
+    if found.is_null() {
+        return false;
+    }
+    unsafe { bpf_sk_release(found.cast()) };
+    true
 }
