@@ -61,6 +61,7 @@ fn run(placement: Placement) {
         checks.run("every kind of call", calls.kinds()).await;
         checks.run("errors and metadata", calls.errors()).await;
         checks.run("deadlines", calls.deadlines()).await;
+        checks.run("counted by status", calls.counted()).await;
         checks.run("endpoints come and go", calls.churn()).await;
         checks.assert_all_passed();
     });
@@ -136,6 +137,51 @@ impl Calls<'_> {
     fn given_up(&self) -> u64 {
         let all = self.servers.iter();
         all.map(|one| one.given_up.load(Ordering::Relaxed)).sum()
+    }
+
+    /// What a call ends with is counted by both proxies, wherever it is said, and also that
+    /// nobody waited for it.
+    async fn counted(&self) -> Result<()> {
+        let told = |before: &[[u64; 4]; 2]| {
+            let now = self.statuses();
+            [0, 1].map(|way| [0, 1, 2, 3].map(|n| now[way][n] - before[way][n]))
+        };
+        let before = self.statuses();
+        self.kinds().await?;
+        self.errors().await?;
+        ensure!(told(&before) == [[4, 2, 1, 0]; 2], "{:?}", told(&before));
+        let mut client = self.client().await?;
+        let mut stream = client.count(REFUSED - 1).await?;
+        ensure!(stream.message().await? == Some(0));
+        drop(stream);
+        let patience = Instant::now() + Duration::from_secs(5);
+        while told(&before) != [[4, 2, 1, 1]; 2] {
+            ensure!(Instant::now() < patience, "{:?}", told(&before));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    /// Responses with OK, FAILED_PRECONDITION, UNIMPLEMENTED and none: the client's proxy's,
+    /// and the servers'.
+    fn statuses(&self) -> [[u64; 4]; 2] {
+        let count = |pod: &str, direction: &str, status: &str| {
+            let labels = [
+                format!("direction=\"{direction}\""),
+                format!("workload=\"{pod}\""),
+                format!("grpc_status=\"{status}\""),
+            ];
+            self.mesh.count(pod, "duet_grpc_responses_total", &labels)
+        };
+        let all = ["0", "9", "12", "none"];
+        let inbound = |status| {
+            let servers = ["one", "two", "three"].into_iter();
+            servers.map(|pod| count(pod, "inbound", status)).sum()
+        };
+        [
+            all.map(|status| count("client", "outbound", status)),
+            all.map(inbound),
+        ]
     }
 
     /// Not one call fails.

@@ -540,6 +540,7 @@ impl Inbound {
         let meters = self.meters.get_or_init(meters).clone();
         let status = response.status();
         let log = log.clone();
+        let counted = grpc.then(|| meters.clone());
         let ended = at_end(move || {
             drop(under_way);
             meters.response(status, started.elapsed());
@@ -550,7 +551,11 @@ impl Inbound {
                 log.request(&line, status, started.elapsed());
             }
         });
-        response.map(|body| body.until_end(ended))
+        let response = response.map(|body| body.until_end(ended));
+        match counted {
+            Some(counted) => message::tell_grpc_status(response, move |it| counted.grpc(it)),
+            None => response,
+        }
     }
 
     /// Waits until the workload may have one more request, and refuses what is beyond its

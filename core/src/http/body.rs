@@ -1,3 +1,4 @@
+use super::classify::grpc_status;
 use super::copied::Copied;
 use super::deadline::Deadline;
 use super::replay::Replayed;
@@ -22,10 +23,17 @@ pub struct Body {
     source: Source,
     held: Option<Box<dyn Send>>,
     admitted: Option<Box<Admitted>>,
-    on_end: Option<OnEnd>,
-    /// The first piece is the end already, for `on_end`.
-    tells_begin: bool,
+    tells: Option<Box<Tells>>,
     deadline: Option<Box<Deadline>>,
+}
+
+/// Whom its end is told to.
+#[derive(Default)]
+struct Tells {
+    end: Option<OnEnd>,
+    /// The first piece is end enough for `end`.
+    begins: bool,
+    status: Option<OnStatus>,
 }
 
 /// How a body ended, or that it has begun to come.
@@ -38,6 +46,7 @@ pub enum End<'a> {
 }
 
 type OnEnd = Box<dyn FnOnce(End<'_>) + Send>;
+type OnStatus = Box<dyn FnOnce(Option<u8>) + Send>;
 
 enum Source {
     Full(Option<Bytes>),
@@ -112,14 +121,20 @@ impl Body {
 
     /// Tells how it ended, unless nobody wanted to know.
     pub fn on_end(mut self, tell: impl FnOnce(End<'_>) + Send + 'static) -> Self {
-        self.on_end = Some(Box::new(tell));
+        self.tells.get_or_insert_default().end = Some(Box::new(tell));
         self
     }
 
     /// Tells that it has begun, or how it ended if it never did.
     pub fn on_begin(mut self, tell: impl FnOnce(End<'_>) + Send + 'static) -> Self {
-        self.tells_begin = true;
+        self.tells.get_or_insert_default().begins = true;
         self.on_end(tell)
+    }
+
+    /// Tells which gRPC status it ended with; `None`: it did not come to that.
+    pub fn on_status(mut self, tell: impl FnOnce(Option<u8>) + Send + 'static) -> Self {
+        self.tells.get_or_insert_default().status = Some(Box::new(tell));
+        self
     }
 
     fn poll_in_time(&mut self, cx: &mut Context<'_>) -> Polled {
@@ -129,7 +144,7 @@ impl Body {
         {
             if deadline.is_clients() {
                 // What the client waited for says nothing of the server.
-                self.on_end = None;
+                self.tells.iter_mut().for_each(|tells| tells.end = None);
             }
             return late;
         }
@@ -141,21 +156,6 @@ impl Body {
                 polled
             }
             None => polled,
-        }
-    }
-
-    fn tell(&mut self, frame: Option<&Result<Frame<Bytes>, Failed>>) {
-        let end = match frame {
-            None => End::Whole(None),
-            Some(Err(_)) => End::Failed,
-            Some(Ok(frame)) => match frame.trailers_ref() {
-                Some(trailers) => End::Whole(Some(trailers)),
-                None if self.tells_begin => End::Begun,
-                None => return,
-            },
-        };
-        if let Some(tell) = self.on_end.take() {
-            tell(end);
         }
     }
 
@@ -196,14 +196,48 @@ impl Body {
     }
 }
 
+// === impl Tells ===
+
+impl Tells {
+    fn tell(&mut self, frame: Option<&Result<Frame<Bytes>, Failed>>) {
+        let end = match frame {
+            None => End::Whole(None),
+            Some(Err(_)) => End::Failed,
+            Some(Ok(frame)) => match frame.trailers_ref() {
+                Some(trailers) => End::Whole(Some(trailers)),
+                None if self.begins => End::Begun,
+                None => return,
+            },
+        };
+        if !matches!(end, End::Begun)
+            && let Some(tell) = self.status.take()
+        {
+            tell(match end {
+                End::Whole(Some(trailers)) => grpc_status(trailers),
+                _ => None,
+            });
+        }
+        if let Some(tell) = self.end.take() {
+            tell(end);
+        }
+    }
+}
+
+impl Drop for Tells {
+    fn drop(&mut self) {
+        if let Some(tell) = self.status.take() {
+            tell(None);
+        }
+    }
+}
+
 impl From<Source> for Body {
     fn from(source: Source) -> Self {
         Self {
             source,
             held: None,
             admitted: None,
-            on_end: None,
-            tells_begin: false,
+            tells: None,
             deadline: None,
         }
     }
@@ -242,8 +276,8 @@ impl http_body::Body for Body {
         };
         match polled {
             Poll::Ready(frame) => {
-                if this.on_end.is_some() {
-                    this.tell(frame.as_ref());
+                if let Some(tells) = &mut this.tells {
+                    tells.tell(frame.as_ref());
                 }
                 if frame.is_none() {
                     this.held = None;

@@ -1,5 +1,6 @@
 //! What an answer says of the server that gave it.
 
+use super::Body;
 use http::{HeaderMap, Response};
 
 /// <https://grpc.github.io/grpc/core/md_doc_statuscodes.html>
@@ -33,6 +34,20 @@ pub fn verdict<B>(response: &Response<B>, grpc: bool) -> Verdict {
         Some(status) if blames_server(status) => Verdict::Failed,
         Some(_) => Verdict::Succeeded,
         None => Verdict::InTrailers,
+    }
+}
+
+/// Tells which gRPC status an answer has, at once if its head says so, at its end otherwise.
+pub fn tell_grpc_status(
+    response: Response<Body>,
+    tell: impl FnOnce(Option<u8>) + Send + 'static,
+) -> Response<Body> {
+    match grpc_status(response.headers()) {
+        Some(status) => {
+            tell(Some(status));
+            response
+        }
+        None => response.map(|body| body.on_status(tell)),
     }
 }
 

@@ -236,6 +236,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn which_status_a_body_in_grpc_ended_with_is_told_once() {
+        let told = Arc::<Mutex<Vec<Option<u8>>>>::default();
+        let tell = || {
+            let told = told.clone();
+            move |status| told.lock().unwrap().push(status)
+        };
+        // It is cut in time, and says so.
+        let (body, _) = slow(5, Some(SECOND * 5), None, true);
+        let body = body.on_status(tell());
+        body.on_end(|_| {}).collect().await.unwrap();
+        // Its client goes away.
+        let (body, _) = slow(5, None, Some(SECOND * 60), true);
+        drop(body.on_status(tell()));
+        assert_eq!(*told.lock().unwrap(), [Some(4), None]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_body_that_does_not_is_cut() {
         for (whole, idle, which) in [
             (Some(SECOND * 5), None, Timeout::Request),

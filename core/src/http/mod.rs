@@ -14,7 +14,7 @@ mod synthesize;
 mod well_formed;
 
 pub use body::{Body, End};
-pub use classify::{Verdict, blames_server, grpc_status, verdict};
+pub use classify::{Verdict, blames_server, grpc_status, tell_grpc_status, verdict};
 pub use copied::Copied;
 pub use deadline::{Deadline, Timeout, grpc_timeout};
 pub use headers::{

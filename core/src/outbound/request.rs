@@ -66,6 +66,7 @@ impl Outbound {
         let span = span.map(|span| (span, peer.unwrap_or_else(|| self.unreached())));
         let status = response.status();
         let log = log.clone();
+        let counted = grpc.then(|| meters.clone());
         let ended = at_end(move || {
             drop(flight);
             meters.response(status, started.elapsed());
@@ -76,7 +77,11 @@ impl Outbound {
                 log.request(&line, status, started.elapsed());
             }
         });
-        response.map(|body| body.until_end(ended))
+        let response = response.map(|body| body.until_end(ended));
+        match counted {
+            Some(counted) => message::tell_grpc_status(response, move |it| counted.grpc(it)),
+            None => response,
+        }
     }
 
     /// Sends the request to the first endpoint that takes it.

@@ -15,7 +15,7 @@ use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry,
 };
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How a connection ended whose relaying nobody saw to its end.
@@ -35,6 +35,7 @@ pub struct Metrics {
     registry: Registry,
     series: DashMap<(Direction, WorkloadName, Peer), Arc<Meters>>,
     responses: IntCounterVec,
+    grpc: IntCounterVec,
     duration: HistogramVec,
     opened: IntCounterVec,
     closed: IntCounterVec,
@@ -130,6 +131,9 @@ pub struct Meters {
     labels: [String; 5],
     responses: RwLock<Vec<(StatusCode, IntCounter)>>,
     responses_by: IntCounterVec,
+    /// By status, the last two: another one, none.
+    grpc: [OnceLock<IntCounter>; 19],
+    grpc_by: IntCounterVec,
     pub duration: Histogram,
     pub opened: IntCounter,
     pub active: IntGauge,
@@ -150,6 +154,7 @@ impl Metrics {
         };
         let closed: Vec<_> = TRAFFIC.iter().copied().chain(["reason"]).collect();
         let status: Vec<_> = TRAFFIC.iter().copied().chain(["status"]).collect();
+        let grpc: Vec<_> = TRAFFIC.iter().copied().chain(["grpc_status"]).collect();
         let local = ["direction", "namespace", "workload"];
         let failed: Vec<_> = local.iter().copied().chain(["reason"]).collect();
 
@@ -157,6 +162,11 @@ impl Metrics {
             "duet_http_responses_total",
             "HTTP responses, by status code, those the proxy made itself included.",
             &status,
+        );
+        let grpc = counters(
+            "duet_grpc_responses_total",
+            "gRPC responses, by grpc-status; none: they ended before they said it.",
+            &grpc,
         );
         let opened = counters(
             "duet_tcp_connections_opened_total",
@@ -291,6 +301,7 @@ impl Metrics {
             registry,
             series: DashMap::new(),
             responses,
+            grpc,
             duration,
             opened,
             closed,
@@ -341,6 +352,8 @@ impl Metrics {
         Meters {
             responses: RwLock::default(),
             responses_by: self.responses.clone(),
+            grpc: [const { OnceLock::new() }; 19],
+            grpc_by: self.grpc.clone(),
             duration: self.duration.with_label_values(&values),
             opened: self.opened.with_label_values(&values),
             active: self.active.with_label_values(&values),
@@ -475,6 +488,19 @@ impl Meters {
         self.responses.write().push((status, counter));
     }
 
+    pub fn grpc(&self, status: Option<u8>) {
+        let (index, other) = match status {
+            Some(known @ 0..=16) => (usize::from(known), None),
+            Some(_) => (17, Some("other")),
+            None => (18, Some("none")),
+        };
+        let make = || {
+            let name = other.map_or_else(|| index.to_string(), str::to_owned);
+            self.grpc_by.with_label_values(&self.with(&name))
+        };
+        self.grpc[index].get_or_init(make).inc();
+    }
+
     pub fn closed(&self, reason: &str) {
         self.closed_by.with_label_values(&self.with(reason)).inc();
     }
@@ -495,6 +521,12 @@ impl Meters {
             let _ = metrics
                 .responses
                 .remove_label_values(&self.with(status.as_str()));
+        }
+        for status in (0..=16).map(|status: u8| status.to_string()) {
+            let _ = metrics.grpc.remove_label_values(&self.with(&status));
+        }
+        for status in ["other", "none"] {
+            let _ = metrics.grpc.remove_label_values(&self.with(status));
         }
         for reason in ["done", "client", "server", "revoked", CUT] {
             let _ = metrics.closed.remove_label_values(&self.with(reason));
