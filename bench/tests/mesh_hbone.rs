@@ -265,13 +265,18 @@ impl Interop<'_> {
             "127.0.0.1:80",
             "server.default:80",
         ] {
-            // The stream ends with the refusal, which may come first.
-            let refused = dialled.tunnel(authority).await;
-            ensure!(!matches!(refused, Ok(Ok(_))), "{authority}");
+            let refused = dialled.tunnel(authority).await?.err();
+            ensure!(
+                refused == Some(StatusCode::MISDIRECTED_REQUEST),
+                "{authority}: {refused:?}"
+            );
         }
         // Nobody listens.
-        let refused = dialled.tunnel(&server.at(CLOSED).to_string()).await;
-        ensure!(!matches!(refused, Ok(Ok(_))), "nobody's port");
+        let refused = dialled.tunnel(&server.at(CLOSED).to_string()).await?.err();
+        ensure!(
+            refused == Some(StatusCode::SERVICE_UNAVAILABLE),
+            "{refused:?}"
+        );
         let stolen = Papers::of(self.mesh, "spiffe://duet.local/ns/default/sa/client")?;
         let refused = match stolen.dial(peer, server).await {
             Ok(dialled) => dialled.tunnel(&server.at(OPAQUE).to_string()).await,

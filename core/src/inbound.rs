@@ -18,6 +18,7 @@ use crate::local::Local;
 use crate::telemetry::connections::{Connection, Counted, Entry, Kind, Opened, Transport};
 use crate::telemetry::{Failure, Meters, Peer, RequestLine, at_end};
 use crate::upstream::{Io, Target, Tunnel, UpstreamError, send_body, watch_peer};
+use ::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use ::http::{Method, Request, Response};
 use bytes::Bytes;
 use h2::RecvStream;
@@ -655,6 +656,12 @@ async fn no_certificate() -> Result<Arc<crate::identity::Certificate>, UpstreamE
     unreachable!("a plaintext target asks for no certificate")
 }
 
+/// A head alone: with what it says of a body it would be malformed (RFC 9113 §8.1.1), and the
+/// peer would see a reset instead.
 fn refusal(error: &UpstreamError) -> Response<()> {
-    message::failure(error, false).map(|_| ())
+    let mut refusal = message::failure(error, false).map(|_| ());
+    for of_body in [CONTENT_LENGTH, CONTENT_TYPE] {
+        refusal.headers_mut().remove(of_body);
+    }
+    refusal
 }
