@@ -81,8 +81,8 @@ where
             .header_read_timeout(HEADER_TIMEOUT)
             .serve_connection(TokioIo::new(io), service)
             .with_upgrades();
-        let carried = async move {
-            let ended = tokio::select! {
+        let carried = async {
+            tokio::select! {
                 // First: one that has only just begun is not idle, it has asked already.
                 biased;
                 ended = &mut connection => ended,
@@ -90,16 +90,17 @@ where
                     std::pin::Pin::new(&mut connection).graceful_shutdown();
                     (&mut connection).await
                 }
-            };
-            // Half an answer must not look whole where its end is the connection's.
-            if ended.as_ref().is_err_and(hyper::Error::is_user)
-                && let Some(parts) = connection.into_parts()
-            {
-                parts.io.into_inner().abort();
             }
-            ended
         };
-        // Of one that is cut, the deadline tells.
-        Carrier::new(carried).await.unwrap_or(Ok(()))
+        let ended = Carrier::new(carried).await;
+        // Half an answer must not look whole where its end is the connection's.
+        let is_cut = |ended: &hyper::Result<()>| ended.as_ref().is_err_and(hyper::Error::is_user);
+        if ended.as_ref().is_none_or(is_cut)
+            && let Some(parts) = connection.into_parts()
+        {
+            parts.io.into_inner().abort();
+        }
+        // Of one that was overdue, the deadline tells.
+        ended.unwrap_or(Ok(()))
     }
 }

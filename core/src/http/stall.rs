@@ -81,13 +81,15 @@ mod tests {
     use super::super::deadline::{Deadline, Timeout};
     use super::super::{Body, serve};
     use crate::detect::Protocol;
+    use crate::relay::Abort;
     use crate::tenancy::Tenant;
     use bytes::Bytes;
     use http::{Request, Response};
     use http_body_util::BodyExt;
     use std::sync::{Arc, Mutex};
     use std::time::Duration;
-    use tokio::io::{AsyncWriteExt, DuplexStream};
+    use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
     use tokio::time::Instant;
     use tokio_util::sync::CancellationToken;
 
@@ -96,7 +98,10 @@ mod tests {
     type Told = Arc<Mutex<Vec<Timeout>>>;
 
     /// Answers "/long" with a body that has no end and two seconds, all else with a word.
-    fn serving(io: DuplexStream, protocol: Protocol) -> (tokio::task::JoinHandle<()>, Told) {
+    fn serving<S>(io: S, protocol: Protocol) -> (tokio::task::JoinHandle<()>, Told)
+    where
+        S: AsyncRead + AsyncWrite + Abort + Unpin + Send + 'static,
+    {
         let told = Told::default();
         let tell = told.clone();
         let handle = move |request: Request<_>| {
@@ -135,6 +140,22 @@ mod tests {
         cut.expect("it holds the answer still").unwrap();
         assert!(began.elapsed() >= LIMIT, "it was in time");
         assert_eq!(*told.lock().unwrap(), [Timeout::Request]);
+    }
+
+    /// Of HTTP/1.0, whose answers may end with the connection, a cut one must not seem whole.
+    #[tokio::test]
+    async fn a_client_that_stopped_reading_sees_a_reset_when_it_reads_on() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (mut near, (far, _)) = (near.unwrap(), far.unwrap());
+        let (served, told) = serving(far, Protocol::Http1);
+        near.write_all(b"GET /long HTTP/1.0\r\n\r\n").await.unwrap();
+        served.await.unwrap();
+        assert_eq!(*told.lock().unwrap(), [Timeout::Request]);
+        let mut read = Vec::new();
+        let end = near.read_to_end(&mut read).await;
+        assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     }
 
     #[tokio::test(start_paused = true)]
