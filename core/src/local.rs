@@ -8,7 +8,7 @@ use crate::identity::{Certificate, Held};
 use crate::limits::Limiter;
 use crate::proxy::Shared;
 use crate::relay::{RelayError, relay};
-use crate::telemetry::{CUT, ConnectionLine, Failure, Meters, Peer};
+use crate::telemetry::{CUT, ConnectionLine, DONE, Failure, Meters, Peer};
 use crate::tenancy::{Budgets, Tenancy, Tenant};
 use crate::traffic::{Budget, Traffic};
 use crate::upstream::{Io, UpstreamError, Upstreams};
@@ -60,10 +60,17 @@ pub(crate) struct Local {
     last_warning: Mutex<Option<Instant>>,
 }
 
-/// An opaque connection that is open, until whoever relays it stops.
-struct Closing<'a> {
+/// An opaque connection that is open, until whoever relays it stops, for whatever reason:
+/// then its end is counted, and a line is written.
+struct Joined<'a> {
+    local: &'a Local,
     meters: &'a Meters,
+    since: Instant,
+    sent: u64,
+    received: u64,
     how: &'static str,
+    error: Option<RelayError>,
+    line: &'a ConnectionLine,
 }
 
 impl AuditLines {
@@ -86,10 +93,26 @@ impl AuditLines {
     }
 }
 
-impl Drop for Closing<'_> {
+impl Joined<'_> {
+    fn carried(&mut self, sent: u64, received: u64) {
+        self.sent += sent;
+        self.received += received;
+        self.meters.sent.inc_by(sent);
+        self.meters.received.inc_by(received);
+    }
+}
+
+impl Drop for Joined<'_> {
     fn drop(&mut self) {
         self.meters.active.dec();
         self.meters.closed(self.how);
+        let log = &self.local.shared.log;
+        if log.is_on() {
+            let (bytes, took) = ((self.sent, self.received), self.since.elapsed());
+            let error = self.error.as_ref().map(ToString::to_string);
+            let error = error.or_else(|| (self.how == CUT).then(|| CUT.to_owned()));
+            log.connection(self.line, bytes, took, error);
+        }
     }
 }
 
@@ -307,40 +330,37 @@ impl Local {
         mut far: impl Io,
         mut admitted: Option<Admitted>,
     ) {
-        let started = Instant::now();
         let meters = self.meters(direction, peer.clone());
         meters.opened.inc();
         meters.active.inc();
-        let mut closing = Closing {
-            meters: &meters,
-            how: CUT,
+        let line = ConnectionLine {
+            direction,
+            workload: self.name.clone(),
+            client,
+            server,
+            peer,
         };
-        let relayed = relay(&mut near, &mut far, |cx| match &mut admitted {
+        let mut joined = Joined {
+            local: self,
+            meters: &meters,
+            since: Instant::now(),
+            sent: 0,
+            received: 0,
+            how: CUT,
+            error: None,
+            line: &line,
+        };
+        let carried = |sent, received| joined.carried(sent, received);
+        let relayed = relay(&mut near, &mut far, carried, |cx| match &mut admitted {
             Some(admitted) => admitted.poll_revoked(cx),
             None => Poll::Pending,
         })
         .await;
-        closing.how = relayed.end_name();
-        drop(closing);
-        meters.sent.inc_by(relayed.sent);
-        meters.received.inc_by(relayed.received);
-        if let Err(RelayError::Revoked(reason)) = &relayed.end {
+        if let Err(RelayError::Revoked(reason)) = &relayed {
             self.failed(direction, reason.failure(), reason);
         }
-        if self.shared.log.is_on() {
-            let line = ConnectionLine {
-                direction,
-                workload: self.name.clone(),
-                client,
-                server,
-                peer: peer.name.to_string(),
-                tls: peer.tls,
-            };
-            let bytes = (relayed.sent, relayed.received);
-            let error = relayed.end.err().map(|error| error.to_string());
-            let took = started.elapsed();
-            self.shared.log.connection(&line, bytes, took, error);
-        }
+        joined.how = relayed.as_ref().err().map_or(DONE, RelayError::as_str);
+        joined.error = relayed.err();
     }
 
     /// What the client speaks; a time-out is counted.

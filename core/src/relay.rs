@@ -29,29 +29,7 @@ impl Abort for TcpStream {
     }
 }
 
-/// What went through, whatever the end was.
-#[derive(Debug)]
-pub struct Relayed {
-    /// Bytes that the client sent.
-    pub sent: u64,
-    /// Bytes that the client received.
-    pub received: u64,
-    /// Which side failed first, if one did.
-    pub end: Result<(), RelayError>,
-}
-
-impl Relayed {
-    /// As a label.
-    pub fn end_name(&self) -> &'static str {
-        match self.end {
-            Ok(()) => "done",
-            Err(RelayError::Client(_)) => "client",
-            Err(RelayError::Server(_)) => "server",
-            Err(RelayError::Revoked(_)) => "revoked",
-        }
-    }
-}
-
+/// Which side failed first.
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
     #[error("client: {0}")]
@@ -62,12 +40,25 @@ pub enum RelayError {
     Revoked(UpstreamError),
 }
 
-/// Until both directions end, or until `revoked` is ready.
+impl RelayError {
+    /// As a label.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Client(_) => "client",
+            Self::Server(_) => "server",
+            Self::Revoked(_) => "revoked",
+        }
+    }
+}
+
+/// Until both directions end, or until `revoked` is ready. `carried` hears at each turn of
+/// the bytes that the client sent and received in it.
 pub async fn relay<C, S>(
     client: &mut C,
     server: &mut S,
+    mut carried: impl FnMut(u64, u64),
     mut revoked: impl FnMut(&mut Context<'_>) -> Poll<UpstreamError>,
-) -> Relayed
+) -> Result<(), RelayError>
 where
     C: AsyncRead + AsyncWrite + Abort + Unpin,
     S: AsyncRead + AsyncWrite + Abort + Unpin,
@@ -84,9 +75,38 @@ where
         if let Poll::Ready(reason) = revoked(cx) {
             return Poll::Ready(Err(RelayError::Revoked(reason)));
         }
-        let Ends { client, server, .. } = &mut ends;
-        // Each direction reads from one side and writes to the other; `?` needs
-        // to know which of the two failed.
+        let polled = ends.poll(cx, &mut up, &mut down);
+        let news = [&mut up, &mut down].map(|way| std::mem::take(&mut way.copied));
+        if news != [0, 0] {
+            carried(news[0], news[1]);
+        }
+        polled
+    })
+    .await;
+    ends.done = end.is_ok();
+    end
+}
+
+struct Ends<'a, C: Abort, S: Abort> {
+    client: &'a mut C,
+    server: &'a mut S,
+    done: bool,
+}
+
+impl<C, S> Ends<'_, C, S>
+where
+    C: AsyncRead + AsyncWrite + Abort + Unpin,
+    S: AsyncRead + AsyncWrite + Abort + Unpin,
+{
+    /// Each direction reads from one side and writes to the other; `?` needs to know which of
+    /// the two failed.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        up: &mut OneWay,
+        down: &mut OneWay,
+    ) -> Poll<Result<(), RelayError>> {
+        let Self { client, server, .. } = self;
         let sent = up.poll(cx, *client, *server).map_err(|side| match side {
             Side::Reader(error) => RelayError::Client(error),
             Side::Writer(error) => RelayError::Server(error),
@@ -100,21 +120,7 @@ where
         } else {
             Poll::Pending
         }
-    })
-    .await;
-    ends.done = end.is_ok();
-    drop(ends);
-    Relayed {
-        sent: up.copied,
-        received: down.copied,
-        end,
     }
-}
-
-struct Ends<'a, C: Abort, S: Abort> {
-    client: &'a mut C,
-    server: &'a mut S,
-    done: bool,
 }
 
 impl<C: Abort, S: Abort> Drop for Ends<'_, C, S> {
@@ -143,6 +149,7 @@ struct OneWay {
     state: State,
     kept: Bytes,
     unflushed: bool,
+    /// In this turn.
     copied: u64,
 }
 
@@ -252,12 +259,18 @@ mod tests {
     #[tokio::test]
     async fn half_close_leaves_the_other_direction_open() {
         let ((mut client, mut near), (mut far, mut server)) = (pair().await, pair().await);
-        let relayed =
-            tokio::spawn(async move { relay(&mut near, &mut far, |_| Poll::Pending).await });
+        let (tell, mut told) = tokio::sync::watch::channel((0, 0));
+        let relayed = tokio::spawn(async move {
+            let carried =
+                |sent, received| tell.send_modify(|sum| *sum = (sum.0 + sent, sum.1 + received));
+            relay(&mut near, &mut far, carried, |_| Poll::Pending).await
+        });
         client.write_all(b"question").await.unwrap();
         client.shutdown().await.unwrap();
         let mut question = String::new();
         server.read_to_string(&mut question).await.unwrap();
+        // What is told does not wait for the end.
+        told.wait_for(|sum| *sum == (8, 0)).await.unwrap();
         server.write_all(b"long answer").await.unwrap();
         drop(server);
         let mut answer = String::new();
@@ -266,26 +279,24 @@ mod tests {
             (question.as_str(), answer.as_str()),
             ("question", "long answer")
         );
-        let relayed = relayed.await.unwrap();
-        assert!(relayed.end.is_ok());
-        assert_eq!((relayed.sent, relayed.received), (8, 11));
+        assert!(relayed.await.unwrap().is_ok());
+        assert_eq!(*told.borrow(), (8, 11));
     }
 
     #[tokio::test]
     async fn a_reset_is_passed_on_as_a_reset() {
         let ((mut client, mut near), (mut far, mut server)) = (pair().await, pair().await);
         let relayed =
-            tokio::spawn(async move { relay(&mut near, &mut far, |_| Poll::Pending).await });
+            tokio::spawn(
+                async move { relay(&mut near, &mut far, |_, _| {}, |_| Poll::Pending).await },
+            );
         client.write_all(b"x").await.unwrap();
         server.read_u8().await.unwrap();
         server.abort();
         drop(server);
         let error = client.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-        assert!(matches!(
-            relayed.await.unwrap().end,
-            Err(RelayError::Server(_))
-        ));
+        assert!(matches!(relayed.await.unwrap(), Err(RelayError::Server(_))));
     }
 
     /// The proxy's own end must not look like the server's.
@@ -293,7 +304,9 @@ mod tests {
     async fn a_relay_that_is_dropped_resets_both_sides() {
         let ((mut client, mut near), (mut far, mut server)) = (pair().await, pair().await);
         let relayed =
-            tokio::spawn(async move { relay(&mut near, &mut far, |_| Poll::Pending).await });
+            tokio::spawn(
+                async move { relay(&mut near, &mut far, |_, _| {}, |_| Poll::Pending).await },
+            );
         client.write_all(b"x").await.unwrap();
         server.read_u8().await.unwrap();
         relayed.abort();
@@ -312,7 +325,7 @@ mod tests {
                 let revoked = Pin::new(&mut revoked).poll(cx);
                 revoked.map(|_| UpstreamError::Denied("a policy".into()))
             };
-            relay(&mut near, &mut far, revoked).await
+            relay(&mut near, &mut far, |_, _| {}, revoked).await
         });
         client.write_all(b"x").await.unwrap();
         server.read_u8().await.unwrap();
@@ -321,14 +334,14 @@ mod tests {
             let error = end.read_u8().await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         }
-        let relayed = relayed.await.unwrap();
-        assert_eq!((relayed.sent, relayed.end_name()), (1, "revoked"));
+        let end = relayed.await.unwrap().unwrap_err();
+        assert_eq!(end.as_str(), "revoked");
     }
 
     #[tokio::test]
     async fn a_slow_reader_gets_all_of_it() {
         let ((mut client, mut near), (mut far, mut server)) = (pair().await, pair().await);
-        tokio::spawn(async move { relay(&mut near, &mut far, |_| Poll::Pending).await });
+        tokio::spawn(async move { relay(&mut near, &mut far, |_, _| {}, |_| Poll::Pending).await });
         let sent: Vec<u8> = (0..8_000_000u32).map(|n| (n % 251) as u8).collect();
         let expected = sent.clone();
         tokio::spawn(async move {

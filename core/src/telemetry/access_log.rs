@@ -46,8 +46,7 @@ pub struct ConnectionLine {
     pub workload: WorkloadName,
     pub client: SocketAddr,
     pub server: SocketAddr,
-    pub peer: String,
-    pub tls: bool,
+    pub peer: Peer,
 }
 
 impl RequestLine {
@@ -195,8 +194,8 @@ impl AccessLog {
             workload: line.workload.to_string(),
             client: line.client,
             server: Some(line.server),
-            peer: &line.peer,
-            tls: line.tls,
+            peer: &line.peer.name,
+            tls: line.peer.tls,
             protocol: "tcp",
             method: None,
             authority: None,

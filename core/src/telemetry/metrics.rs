@@ -18,6 +18,8 @@ use prometheus::{
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// How a connection ended that both sides closed.
+pub const DONE: &str = "done";
 /// How a connection ended whose relaying nobody saw to its end.
 pub const CUT: &str = "cut";
 
@@ -528,7 +530,7 @@ impl Meters {
         for status in ["other", "none"] {
             let _ = metrics.grpc.remove_label_values(&self.with(status));
         }
-        for reason in ["done", "client", "server", "revoked", CUT] {
+        for reason in [DONE, "client", "server", "revoked", CUT] {
             let _ = metrics.closed.remove_label_values(&self.with(reason));
         }
     }

@@ -14,7 +14,7 @@ mod workloads;
 pub use access_log::{AccessLog, ConnectionLine, RequestLine};
 pub use connections::Connections;
 pub use endpoints::expose_endpoints;
-pub use metrics::{CUT, Failure, Meters, Metrics, Peer};
+pub use metrics::{CUT, DONE, Failure, Meters, Metrics, Peer};
 pub use threads::expose_threads;
 pub use trace::Tracer;
 pub use workloads::expose_workloads;
