@@ -53,6 +53,9 @@ fn run(placement: Placement) {
         checks.run("out and back", t.out_and_back()).await;
         checks.run("gRPC trailers count", t.grpc_out()).await;
         checks.run("none better", t.none_better()).await;
+        checks.run("the own zone first", t.near_first()).await;
+        checks.run("weights", t.weights()).await;
+        checks.run("slow start", t.slow_start()).await;
         checks.run("switched off", t.accrual_off()).await;
         checks.run("rate limited", t.rate_limited()).await;
         checks.run("load is shed", t.shed()).await;
@@ -139,6 +142,97 @@ impl Resilience<'_> {
             .truth
             .replace(name, &format!("{name}    limits: {limits}\n"));
         self.mesh.describe(&text, &["one"]).await
+    }
+
+    /// The mesh with further lines of services and workloads, by name, and the client's proxy
+    /// knows them.
+    async fn describe_all(&self, more: &[(&str, &str)]) -> Result<()> {
+        let mut text = self.truth.clone();
+        for (name, lines) in more {
+            let name = format!("    name: \"{name}\"\n");
+            ensure!(text.contains(&name), "{text}");
+            text = text.replace(&name, &format!("{name}{lines}"));
+        }
+        self.mesh.describe(&text, &["client"]).await
+    }
+
+    /// How many of as many requests each of the two gets, some at the same time.
+    async fn shares(&self, count: usize) -> Result<[u64; 2]> {
+        let asked = || [self.one.asked(), self.two.asked()];
+        let before = asked();
+        let clients = (0..4).map(|_| self.statuses(self.shop, count / 4));
+        let statuses = futures_util::future::try_join_all(clients).await?.concat();
+        ensure!(errors(&statuses) == 0, "{statuses:?}");
+        let after = asked();
+        Ok([after[0] - before[0], after[1] - before[1]])
+    }
+
+    /// Requests stay in the client's zone while its endpoint works, are answered elsewhere
+    /// while it does not, and come back.
+    async fn near_first(&self) -> Result<()> {
+        let distribution = "    trafficDistribution: PreferSameZone\n";
+        self.describe_all(&[
+            ("client", "    zone: east\n"),
+            ("one", "    zone: east\n"),
+            ("two", "    zone: west\n"),
+            ("shop", distribution),
+        ])
+        .await?;
+        ensure!(self.shares(80).await? == [80, 0]);
+
+        self.one.turn(500);
+        let (before, deadline) = (self.trips("shop"), Instant::now() + PATIENCE);
+        while self.trips("shop") == before {
+            ensure!(Instant::now() < deadline, "it fails, and it is in");
+            self.statuses(self.shop, 5).await?;
+        }
+        let asked = self.two.asked();
+        let failed = errors(&self.statuses(self.shop, 100).await?);
+        ensure!(failed <= 7, "{failed} of 100 failed, of probations");
+        ensure!(self.two.asked() - asked >= 93, "somebody else answered");
+
+        self.one.turn(200);
+        let (before, deadline) = (self.one.asked(), Instant::now() + PATIENCE);
+        while self.one.asked() < before + 10 {
+            ensure!(Instant::now() < deadline, "it does not come back");
+            self.statuses(self.shop, 5).await?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        ensure!(self.shares(80).await? == [80, 0]);
+        self.describe_all(&[]).await
+    }
+
+    async fn weights(&self) -> Result<()> {
+        // So long that what else the machine does makes little difference.
+        for server in [&self.one, &self.two] {
+            server.turn_slow(Duration::from_millis(50), Duration::ZERO);
+        }
+        self.shares(80).await?;
+        self.describe_all(&[("one", "    weight: 4\n")]).await?;
+        let shares = self.shares(200).await?;
+        ensure!(shares[0] > 2 * shares[1] && shares[1] > 0, "{shares:?}");
+        self.describe_all(&[]).await
+    }
+
+    /// A new endpoint has a tenth of the others' share at first.
+    async fn slow_start(&self) -> Result<()> {
+        let all = "    workloads: [\"default/one\", \"default/two\"]\n";
+        let without = "    workloads: [\"default/one\"]\n";
+        ensure!(self.truth.contains(all), "{}", self.truth);
+        let slow = |text: &str| {
+            let name = "    name: \"shop\"\n";
+            text.replace(name, &format!("{name}    slowStart: 1h\n"))
+        };
+        let before = slow(&self.truth.replacen(all, without, 1));
+        self.mesh.describe(&before, &["client"]).await?;
+        ensure!(self.shares(40).await? == [40, 0]);
+        self.mesh.describe(&slow(&self.truth), &["client"]).await?;
+        let shares = self.shares(200).await?;
+        ensure!(shares[0] > 3 * shares[1], "{shares:?}");
+        for server in [&self.one, &self.two] {
+            server.turn_slow(Duration::ZERO, Duration::ZERO);
+        }
+        self.describe_all(&[]).await
     }
 
     fn refused(&self, reason: &str) -> u64 {

@@ -185,7 +185,7 @@ async fn what_the_role_lacks_is_said_and_waited_for() {
         let role = json!({
             "metadata": { "name": lab.name },
             "rules": [
-                { "apiGroups": [""], "resources": ["namespaces", "pods", "services"], "verbs": ["list", "watch"] },
+                { "apiGroups": [""], "resources": ["namespaces", "nodes", "pods", "services"], "verbs": ["list", "watch"] },
                 { "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"] },
                 { "apiGroups": ["duet.dev"], "resources": ["authorizationpolicies"], "verbs": ["list", "watch"] },
             ],

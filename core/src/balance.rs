@@ -11,6 +11,8 @@
 //!
 //! An endpoint that fails is not slow, it is fast: that is what [`crate::breaker`] is
 //! for. What it leaves out is looked at only when one of the two that were drawn is out.
+//! Who is drawn from is a matter of where the client is (`near`), and who is drawn how often
+//! one of weights (`pool`).
 
 use crate::breaker::{Accrual, Breaker, State, Ticket, Turn};
 use crate::capture::WorkloadName;
@@ -19,6 +21,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+mod near;
+mod pool;
+
+pub use near::{Endpoints, Located, Place};
 
 /// The time in which an old latency loses 1 − 1/e of its weight.
 const DECAY: Duration = Duration::from_secs(10);
@@ -38,6 +45,9 @@ pub struct Endpoint {
     pending: AtomicU32,
     latency: Mutex<Ewma>,
     breaker: Breaker,
+    weight: AtomicU32,
+    /// When it came to a service that was known; `None`: with it.
+    since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -76,12 +86,24 @@ impl Endpoint {
                 updated: Instant::now(),
             }),
             breaker: Breaker::new(accrual),
+            weight: AtomicU32::new(1),
+            since: None,
         }
+    }
+
+    /// One that others were there before.
+    pub fn new_since(mut self, since: Instant) -> Self {
+        self.since = Some(since);
+        self
     }
 
     /// A request that goes there, whether the endpoint is in or out.
     pub fn begin(self: &Arc<Self>) -> InFlight {
-        self.begin_with(self.breaker.ticket(), Instant::now())
+        self.begin_at(Instant::now())
+    }
+
+    fn begin_at(self: &Arc<Self>, started: Instant) -> InFlight {
+        self.begin_with(self.breaker.ticket(), started)
     }
 
     fn begin_with(self: &Arc<Self>, ticket: Ticket, started: Instant) -> InFlight {
@@ -97,6 +119,15 @@ impl Endpoint {
     /// From now on it is judged by these rules.
     pub fn configure(&self, accrual: Accrual) {
         self.breaker.configure(accrual);
+    }
+
+    /// What it gets is a multiple of this.
+    pub fn weigh(&self, weight: u32) {
+        self.weight.store(weight.max(1), Ordering::Relaxed);
+    }
+
+    fn weight(&self) -> f64 {
+        self.weight.load(Ordering::Relaxed).into()
     }
 
     pub fn state(&self) -> State {
@@ -154,11 +185,16 @@ impl Endpoint {
 
     /// Without news an estimate fades, so that a shunned endpoint is tried again.
     fn load(&self, now: Instant) -> f64 {
+        self.load_by(now, |pending| pending + 1.0)
+    }
+
+    /// `crowd` is what those that are under way count as.
+    fn load_by(&self, now: Instant, crowd: impl Fn(f64) -> f64) -> f64 {
         let ewma = self.latency.lock();
         let faded = ewma.seconds * decay(now.saturating_duration_since(ewma.updated));
         match self.pending.load(Ordering::Relaxed) {
             pending if ewma.seconds == 0.0 => UNKNOWN.as_secs_f64() * f64::from(pending),
-            pending => faded * f64::from(pending + 1),
+            pending => faded * crowd(f64::from(pending)),
         }
     }
 }
@@ -235,100 +271,13 @@ impl Verdict {
     }
 }
 
-/// The less loaded of two endpoints drawn at random, of those that are in. `avoid` is
-/// taken only if there is no other. `None` if there are none at all.
-pub fn pick(endpoints: &[Arc<Endpoint>], avoid: Option<&Endpoint>) -> Option<InFlight> {
-    match endpoints {
-        [] => None,
-        [only] => Some(only.begin()),
-        many => {
-            let now = Instant::now();
-            let (first, second) = draw(many);
-            let wanted = |endpoint: &Arc<Endpoint>| {
-                endpoint.breaker.is_in()
-                    && avoid.is_none_or(|avoid| !std::ptr::eq(avoid, &**endpoint))
-            };
-            if wanted(first) && wanted(second) {
-                let chosen = lighter(first, second, now);
-                return Some(chosen.begin_with(chosen.breaker.ticket(), now));
-            }
-            Some(pick_among(many, avoid.is_none(), wanted, now))
-        }
-    }
-}
-
-/// All have to be looked at. A probation that is due comes first, unless the request
-/// has failed once already.
-fn pick_among(
-    many: &[Arc<Endpoint>],
-    may_probe: bool,
-    wanted: impl Fn(&Arc<Endpoint>) -> bool,
-    now: Instant,
-) -> InFlight {
-    let start = fastrand::usize(..many.len());
-    let (before, after) = many.split_at(start);
-    let (mut drawn, mut seen): ([Option<&Arc<Endpoint>>; 2], usize) = ([None; 2], 0);
-    for endpoint in after.iter().chain(before) {
-        if may_probe && let Some(ticket) = endpoint.breaker.probe(now) {
-            return endpoint.begin_with(ticket, now);
-        }
-        if !wanted(endpoint) {
-            continue;
-        }
-        // Two of those that are wanted, each pair as likely as any other (Vitter, R).
-        let slot = if seen < 2 {
-            seen
-        } else {
-            fastrand::usize(..=seen)
-        };
-        if let Some(slot) = drawn.get_mut(slot) {
-            *slot = Some(endpoint);
-        }
-        seen += 1;
-    }
-    let chosen = match drawn {
-        [Some(first), Some(second)] => lighter(first, second, now),
-        [Some(only), None] | [None, Some(only)] => only,
-        // All are out, but for the one to be avoided.
-        [None, None] => match many.iter().find(|endpoint| endpoint.breaker.is_in()) {
-            Some(avoided) => avoided,
-            None => {
-                let (first, second) = draw(many);
-                lighter(first, second, now)
-            }
-        },
-    };
-    chosen.begin_with(chosen.breaker.ticket(), now)
-}
-
-/// Two different ones, of at least two.
-fn draw(many: &[Arc<Endpoint>]) -> (&Arc<Endpoint>, &Arc<Endpoint>) {
-    let first = fastrand::usize(..many.len());
-    let mut second = fastrand::usize(..many.len() - 1);
-    if second >= first {
-        second += 1;
-    }
-    (&many[first], &many[second])
-}
-
-fn lighter<'a>(
-    first: &'a Arc<Endpoint>,
-    second: &'a Arc<Endpoint>,
-    now: Instant,
-) -> &'a Arc<Endpoint> {
-    if first.load(now) <= second.load(now) {
-        first
-    } else {
-        second
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::pool::Pool;
     use super::*;
     use proptest::prelude::*;
 
-    fn endpoints(count: u8) -> Vec<Arc<Endpoint>> {
+    pub(super) fn endpoints(count: u8) -> Vec<Arc<Endpoint>> {
         (0..count)
             .map(|n| {
                 let address = SocketAddr::from(([10, 0, 0, n], 80));
@@ -337,11 +286,15 @@ mod tests {
             .collect()
     }
 
+    fn pick(all: &[Arc<Endpoint>], avoid: Option<&Endpoint>) -> Option<InFlight> {
+        Pool::new(all.to_vec(), Duration::ZERO).pick(avoid, Instant::now())
+    }
+
     fn picked(all: &[Arc<Endpoint>]) -> Arc<Endpoint> {
         pick(all, None).expect("one").endpoint().clone()
     }
 
-    fn trip(endpoint: &Arc<Endpoint>) {
+    pub(super) fn trip(endpoint: &Arc<Endpoint>) {
         while endpoint.breaker.is_in() {
             endpoint.begin().judged(false);
         }
@@ -395,11 +348,13 @@ mod tests {
             const REQUESTS: u32 = 4000;
             fastrand::seed(seed);
             let all = endpoints(count);
+            let pool = Pool::new(all.clone(), Duration::ZERO);
             let mut now = Instant::now();
             let mut slow = 0;
             for _ in 0..REQUESTS {
-                let (first, second) = draw(&all);
-                let chosen = lighter(first, second, now);
+                let flight = pool.pick(None, now).expect("one");
+                let chosen = flight.endpoint();
+                flight.told.store(true, Ordering::Relaxed);
                 let is_slow = chosen.address == all[0].address;
                 slow += u32::from(is_slow);
                 let took = Duration::from_millis(if is_slow { 10 * quick } else { quick });

@@ -47,6 +47,8 @@ pub struct Workload {
     pub name: WorkloadName,
     pub identity: Identity,
     pub node: String,
+    /// Empty: not known.
+    pub zone: String,
     pub addresses: Vec<IpAddr>,
     pub transport: Transport,
     pub mtls: Mtls,
@@ -435,6 +437,7 @@ impl Directory {
                     "name": workload.name.to_string(),
                     "identity": workload.identity.to_string(),
                     "node": workload.node,
+                    "zone": workload.zone,
                     "addresses": workload.addresses,
                     "transport": workload.transport,
                     "mtls": workload.mtls,
@@ -523,6 +526,7 @@ impl Workload {
                 .filter_map(|port| u16::try_from(*port).ok())
                 .collect(),
             node: workload.node,
+            zone: workload.zone,
             uid: workload.uid,
             probes: workload.probes.iter().filter_map(Probe::read).collect(),
             limits: workload.limits.map(Limits::read).unwrap_or_default(),

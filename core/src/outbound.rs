@@ -4,10 +4,10 @@
 //! that endpoint is in the mesh → relay. HTTP is balanced for each request, opaque
 //! bytes once.
 
-use crate::balance::{self, Endpoint, InFlight};
+use crate::balance::{Endpoint, InFlight, Place};
 use crate::capture::{Direction, OrigDst};
 use crate::detect::{Protocol, first_word};
-use crate::directory::{Destination, Occupant, Transport};
+use crate::directory::{Destination, Occupant, Transport, Workload};
 use crate::http::{self as message, Body, Timeout};
 use crate::local::Local;
 use crate::telemetry::connections::{Connection, Kind, Opened};
@@ -120,7 +120,7 @@ impl<'a> Attempts<'a> {
 
     fn next(&mut self) -> Result<(InFlight, Target), UpstreamError> {
         loop {
-            let flight = pick(self.to, self.avoid.as_deref())?;
+            let flight = self.outbound.pick(self.to, self.avoid.as_deref())?;
             match self.outbound.target(flight.endpoint()) {
                 Ok(target) => return Ok((flight, target)),
                 Err(error) => self.failed(&flight, error)?,
@@ -199,6 +199,22 @@ impl Outbound {
         self.connection.speaks(Protocol::Opaque);
         self.local.failed(DIRECTION, error.failure(), error);
         client.abort();
+    }
+
+    fn pick(&self, to: &Destination, avoid: Option<&Endpoint>) -> Result<InFlight, UpstreamError> {
+        let port = match to {
+            Destination::Address(endpoint) => return Ok(endpoint.begin()),
+            Destination::OutOfReach(address) => return Err(UpstreamError::OutOfReach(*address)),
+            Destination::Service(port) => port,
+        };
+        let endpoints = port.endpoints();
+        let itself = endpoints.heed_place().then(|| self.local.itself());
+        let client = match itself.as_ref().and_then(Option::as_deref) {
+            Some(Workload { node, zone, .. }) => Place { node, zone },
+            None => Place::default(),
+        };
+        let picked = endpoints.pick(client, avoid);
+        picked.ok_or(UpstreamError::NoEndpoints)
     }
 
     /// A connection to the first endpoint that takes one.
@@ -310,16 +326,6 @@ async fn hang_up(mut server: impl Io) {
         server.read(&mut [0]).await
     };
     let _ = tokio::time::timeout(HANG_UP_TIMEOUT, ended).await;
-}
-
-fn pick(to: &Destination, avoid: Option<&Endpoint>) -> Result<InFlight, UpstreamError> {
-    match to {
-        Destination::Address(endpoint) => Ok(endpoint.begin()),
-        Destination::OutOfReach(address) => Err(UpstreamError::OutOfReach(*address)),
-        Destination::Service(port) => {
-            balance::pick(&port.endpoints(), avoid).ok_or(UpstreamError::NoEndpoints)
-        }
-    }
 }
 
 fn has_others(to: &Destination) -> bool {

@@ -55,6 +55,8 @@ pub const FAILURE_ACCRUAL: &str = "duet.dev/failure-accrual";
 pub const TIMEOUTS: &str = "duet.dev/timeouts";
 pub const RETRY: &str = "duet.dev/retry";
 pub const RETRY_BUDGET: &str = "duet.dev/retry-budget";
+/// Annotation of a service: "30s", until a new endpoint gets as much as the others.
+pub const SLOW_START: &str = "duet.dev/slow-start";
 
 /// What kubectl shows and enters when it is not told which container.
 pub const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";

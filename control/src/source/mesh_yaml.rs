@@ -12,7 +12,10 @@ mod traffic;
 
 use super::Rejected;
 use crate::state::{Backends, MeshState, key};
-use duet_core::api::{Endpoint, MeshProtocol, Mtls, Service, ServicePort, Workload};
+use crate::traffic::{MAX_WEIGHT, number};
+use duet_core::api::{
+    Endpoint, MeshProtocol, Mtls, Service, ServicePort, TrafficDistribution, Workload,
+};
 use policy::{PolicyEntry, ProbeEntry};
 use route::RouteEntry;
 use serde::Deserialize;
@@ -33,6 +36,14 @@ pub const MAX_NAME_BYTES: usize = 253;
 /// YAML nodes in one file. serde-saphyr's own 250 000 would stop at about
 /// 12 000 workloads; the file's size is limited before.
 const MAX_NODES: usize = 8_000_000;
+
+/// The words are those of Kubernetes (KEP-4444, KEP-3015).
+const DISTRIBUTIONS: [(&str, TrafficDistribution); 4] = [
+    ("Anywhere", TrafficDistribution::Anywhere),
+    ("PreferSameZone", TrafficDistribution::SameZone),
+    ("PreferSameNode", TrafficDistribution::SameNode),
+    ("PreferClose", TrafficDistribution::SameZone),
+];
 
 /// What a port may say of its protocol; the words are those of Kubernetes.
 const APP_PROTOCOLS: [&str; 4] = ["http", "kubernetes.io/h2c", "grpc", "tcp"];
@@ -92,6 +103,8 @@ struct WorkloadEntry {
     name: Text,
     service_account: Option<Text>,
     node: Option<Text>,
+    zone: Option<Text>,
+    weight: Option<Text>,
     #[serde(default)]
     addresses: Vec<Text>,
     mesh: Option<Text>,
@@ -118,6 +131,8 @@ struct ServiceEntry {
     timeouts: Option<TimeoutsEntry>,
     retry: Option<RetryEntry>,
     retry_budget: Option<BudgetEntry>,
+    traffic_distribution: Option<Text>,
+    slow_start: Option<Text>,
     #[serde(default)]
     routes: Vec<RouteEntry>,
 }
@@ -142,6 +157,8 @@ struct Reading {
     mistakes: Vec<Mistake>,
     /// Whose an address is, "workload default/web-0", and on which line.
     addresses: HashMap<IpAddr, (String, u64)>,
+    /// Of workloads that are not as others, by name.
+    weights: HashMap<String, u32>,
     /// Backends of routes, whose services may come later in the file.
     backends: Vec<NamedBackend>,
 }
@@ -175,6 +192,13 @@ impl Reading {
                     ),
                 ),
                 None => {
+                    if let Some(text) = &entry.weight {
+                        let weight =
+                            self.word(&format!("workloads[{index}].weight"), Some(text), |text| {
+                                number(text, 1..=MAX_WEIGHT)
+                            });
+                        self.weights.insert(name.clone(), weight);
+                    }
                     lines.insert(name.clone(), line(&entry.name));
                     state.put_workload(workload);
                 }
@@ -246,6 +270,7 @@ impl Reading {
                 DEFAULT_SERVICE_ACCOUNT,
             ),
             node: self.name(&format!("{field}.node"), entry.node.as_ref(), ""),
+            zone: self.name(&format!("{field}.zone"), entry.zone.as_ref(), ""),
             namespace,
             name,
             addresses,
@@ -293,6 +318,11 @@ impl Reading {
             }
         }
 
+        let distribution = self.one_of(
+            &format!("{field}.trafficDistribution"),
+            entry.traffic_distribution.as_ref(),
+            &DISTRIBUTIONS,
+        );
         let mut ports: Vec<ServicePort> = Vec::new();
         if entry.ports.is_empty() {
             self.wrong(
@@ -302,7 +332,7 @@ impl Reading {
         }
         for (index, entry) in entry.ports.iter().enumerate() {
             let field = format!("{field}.ports[{index}]");
-            let port = self.service_port(&field, entry, &backends);
+            let port = self.service_port(&field, entry, &backends, distribution);
             if ports.iter().any(|other| other.port == port.port) && port.port != 0 {
                 self.wrong(
                     &entry.port,
@@ -326,6 +356,12 @@ impl Reading {
             timeouts: self.timeouts(&format!("{field}.timeouts"), entry.timeouts.as_ref()),
             retry: self.retry(&format!("{field}.retry"), entry.retry.as_ref()),
             retry_budget: self.budget(&format!("{field}.retryBudget"), entry.retry_budget.as_ref()),
+            traffic_distribution: distribution.into(),
+            slow_start_ms: self.word(
+                &format!("{field}.slowStart"),
+                entry.slow_start.as_ref(),
+                crate::traffic::millis,
+            ),
             routes: Vec::new(),
         };
         service.routes = self.routes(&format!("{field}.routes"), &entry.routes, &service);
@@ -338,6 +374,7 @@ impl Reading {
         field: &str,
         entry: &PortEntry,
         backends: &[&Workload],
+        distribution: TrafficDistribution,
     ) -> ServicePort {
         let port = self
             .port(&format!("{field}.port"), &entry.port)
@@ -348,6 +385,23 @@ impl Reading {
                 .unwrap_or_default(),
             None => port,
         };
+        // Said only where it matters.
+        let is_near_first = distribution != TrafficDistribution::Anywhere;
+        let near = |text: &String| is_near_first.then(|| text.clone());
+        let endpoints = backends.iter().flat_map(|workload| {
+            let name = key(&workload.namespace, &workload.name);
+            let weight = self.weights.get(&name).copied().unwrap_or_default();
+            let all = workload.addresses.iter();
+            all.map(move |address| Endpoint {
+                address: address.clone(),
+                port: target,
+                workload: name.clone(),
+                zones: near(&workload.zone).into_iter().collect(),
+                node: near(&workload.node).unwrap_or_default(),
+                weight,
+            })
+        });
+        let endpoints = endpoints.collect();
         let choices = APP_PROTOCOLS.map(|name| (name, name));
         ServicePort {
             port,
@@ -358,16 +412,7 @@ impl Reading {
                     .one_of(&format!("{field}.appProtocol"), given.as_ref(), &choices)
                     .to_owned(),
             },
-            endpoints: backends
-                .iter()
-                .flat_map(|workload| {
-                    workload.addresses.iter().map(|address| Endpoint {
-                        address: address.clone(),
-                        port: target,
-                        workload: key(&workload.namespace, &workload.name),
-                    })
-                })
-                .collect(),
+            endpoints,
         }
     }
 

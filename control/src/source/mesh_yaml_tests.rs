@@ -105,11 +105,49 @@ fn a_service_reaches_every_address_of_its_workloads() {
 }
 
 #[test]
+fn who_is_near_and_what_it_weighs_is_told_of_endpoints() {
+    let said = GOOD
+        .replace("    node: node-1\n", "    node: node-1\n    zone: zone-a\n    weight: 3\n")
+        .replace(
+            "    workloads: [web-0, shop/web-1]\n",
+            "    workloads: [web-0, shop/web-1]\n    trafficDistribution: PreferSameZone\n    slowStart: 30s\n",
+        );
+    let state = parse("mesh.yaml", &said).unwrap();
+    assert_eq!(state.workloads["default/web-0"].zone, "zone-a");
+    let web = &state.services["default/web"];
+    assert_eq!(web.traffic_distribution(), TrafficDistribution::SameZone);
+    assert_eq!(web.slow_start_ms, 30_000);
+    let endpoints = &web.ports[0].endpoints;
+    let near = endpoints
+        .iter()
+        .map(|it| (&*it.zones[0], &*it.node, it.weight));
+    let own = ("zone-a", "node-1", 3);
+    assert_eq!(near.collect::<Vec<_>>(), [own, own, ("", "", 0)]);
+    // Where it does not matter it is not told.
+    let state = parse("mesh.yaml", GOOD).unwrap();
+    let endpoints = &state.services["default/web"].ports[0].endpoints;
+    assert!(
+        endpoints
+            .iter()
+            .all(|it| it.zones.is_empty() && it.node.is_empty())
+    );
+    for (from, to, why) in [
+        ("PreferSameZone", "PreferNear", "PreferSameZone"),
+        ("weight: 3", "weight: 0", "workloads[0].weight: "),
+        ("zone: zone-a", "zone: Zone_a", "workloads[0].zone: "),
+        ("slowStart: 30s", "slowStart: 30", "10s"),
+    ] {
+        let problem = refused(&said.replace(from, to));
+        assert!(problem.contains(why), "{problem}");
+    }
+}
+
+#[test]
 fn unknown_fields_are_refused() {
     assert_eq!(
         refused_after("mtls: strict", "mtsl: strict"),
-        "unknown field `mtsl`: write one of namespace, name, serviceAccount, node, addresses, \
-         mesh, mtls, opaquePorts, probes, limits, budgets"
+        "unknown field `mtsl`: write one of namespace, name, serviceAccount, node, zone, \
+         weight, addresses, mesh, mtls, opaquePorts, probes, limits, budgets"
     );
     assert!(refused_after("targetPort: 8080", "target_port: 8080").contains("targetPort"));
     assert!(

@@ -53,7 +53,7 @@ fn services() -> impl Strategy<Value = Vec<(Service, Backends)>> {
                             .map(|last| Endpoint {
                                 address: format!("10.0.0.{last}"),
                                 port: 8080,
-                                workload: String::new(),
+                                ..Endpoint::default()
                             })
                             .collect(),
                         ..ServicePort::default()

@@ -2,7 +2,7 @@
 
 use super::parse_ip;
 use crate::api;
-use crate::balance::Endpoint;
+use crate::balance::{Endpoint, Endpoints, Located};
 use crate::breaker::{Accrual, State};
 use crate::capture::WorkloadName;
 use crate::detect::Protocol;
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[derive(Debug)]
 pub struct ServicePort {
@@ -25,7 +25,7 @@ pub struct ServicePort {
 /// What changes under those who hold the port: connections go on with it.
 #[derive(Debug, Default)]
 struct Live {
-    endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    endpoints: ArcSwap<Endpoints>,
     traffic: ArcSwapOption<Traffic>,
     /// What `traffic` was compiled of.
     said: Mutex<Option<api::Service>>,
@@ -56,7 +56,11 @@ impl ServicePort {
             None => Arc::default(),
         };
         let known = live.endpoints.load_full();
-        let endpoints = read_endpoints(port, ipv4, accrual, &known);
+        let endpoints = Endpoints::new(
+            read_endpoints(port, ipv4, accrual, &known),
+            service.traffic_distribution(),
+            Duration::from_millis(service.slow_start_ms.into()),
+        );
         live.forget_trips(&known, &endpoints);
         live.follow(service, port.port);
         live.endpoints.store(Arc::new(endpoints));
@@ -75,7 +79,7 @@ impl ServicePort {
         self.live.endpoints.store(Arc::default());
     }
 
-    pub fn endpoints(&self) -> arc_swap::Guard<Arc<Vec<Arc<Endpoint>>>> {
+    pub fn endpoints(&self) -> arc_swap::Guard<Arc<Endpoints>> {
         self.live.endpoints.load()
     }
 
@@ -133,8 +137,8 @@ fn read_endpoints(
     ipv4: bool,
     accrual: Accrual,
     known: &[Arc<Endpoint>],
-) -> Vec<Arc<Endpoint>> {
-    let mut all: Vec<Arc<Endpoint>> = Vec::with_capacity(port.endpoints.len());
+) -> Vec<Located> {
+    let mut all = Vec::with_capacity(port.endpoints.len());
     for endpoint in &port.endpoints {
         let (Some(ip), Ok(number)) = (parse_ip(&endpoint.address), u16::try_from(endpoint.port))
         else {
@@ -144,20 +148,32 @@ fn read_endpoints(
         let address = SocketAddr::new(ip, number);
         let workload: Option<WorkloadName> = endpoint.workload.parse().ok();
         let same = |known: &&Arc<Endpoint>| known.address == address && known.workload == workload;
-        all.push(match known.iter().find(same) {
+        let found = match known.iter().find(same) {
             Some(known) => {
                 known.configure(accrual);
                 known.clone()
             }
-            None => Arc::new(Endpoint::new(address, workload, accrual)),
+            None => {
+                let new = Endpoint::new(address, workload, accrual);
+                // With nobody else there it has to bear everything in any case.
+                Arc::new(if known.is_empty() {
+                    new
+                } else {
+                    new.new_since(Instant::now())
+                })
+            }
+        };
+        found.weigh(endpoint.weight);
+        all.push(Located {
+            endpoint: found,
+            node: endpoint.node.clone(),
+            zones: endpoint.zones.clone(),
         });
     }
-    let own: Vec<_> = all
-        .iter()
-        .filter(|one| one.address.is_ipv4() == ipv4)
-        .cloned()
-        .collect();
-    if own.is_empty() { all } else { own }
+    if all.iter().any(|one| one.endpoint.address.is_ipv4() == ipv4) {
+        all.retain(|one| one.endpoint.address.is_ipv4() == ipv4);
+    }
+    all
 }
 
 /// What is not said is as Linkerd has it.

@@ -25,6 +25,7 @@ fn service(endpoints: &[(&str, &str)]) -> api::Service {
                     address: (*address).into(),
                     port: 8080,
                     workload: (*workload).into(),
+                    ..Default::default()
                 })
                 .collect(),
             ..Default::default()
@@ -384,6 +385,7 @@ fn what_a_service_says_of_its_requests_is_followed() {
         address: "10.0.0.2".into(),
         port: 8080,
         workload: "default/b".into(),
+        ..Default::default()
     });
     directory.apply(update(routed));
     assert_eq!(endpoints(&directory).len(), 2);

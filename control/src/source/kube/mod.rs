@@ -5,8 +5,8 @@
 //! that are in the mesh become workloads. Changes that come together are told
 //! together: a rollout is a few updates and not one for each pod.
 //!
-//! With the API server away the last state stays in force. Nodes are not watched:
-//! nothing that a proxy is told depends on more than a node's name.
+//! With the API server away the last state stays in force. Of nodes only the zone is
+//! heard of, and nothing waits for it.
 
 mod client;
 mod complaint;
@@ -147,6 +147,7 @@ impl KubeSource {
         }
         match heard {
             Heard::Namespace(change) => self.model.namespace(change),
+            Heard::Node(change) => self.model.node(change),
             Heard::Pod(change) => self.model.pod(change),
             Heard::Service(change) => self.model.service(change),
             Heard::Slice(change) => self.model.slice(change),

@@ -17,7 +17,7 @@ use super::status::Wanted;
 use super::watch::Kind;
 use crate::crd::AuthorizationPolicy;
 use crate::state::{Backends, MeshState};
-use duet_core::api::{self, Endpoint, ServicePort, Workload};
+use duet_core::api::{self, Endpoint, ServicePort, TrafficDistribution, Workload};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,6 +25,8 @@ use tracing::warn;
 
 pub struct Model {
     namespaces: Objects<Namespace>,
+    /// Their zones.
+    nodes: Objects<Box<str>>,
     pods: Objects<Pod>,
     services: Objects<Service>,
     slices: Objects<Slice>,
@@ -41,6 +43,8 @@ pub struct Model {
     /// The addresses that a meshed pod has, as `holders` knows them.
     held: HashMap<Name, BTreeSet<IpAddr>>,
 
+    /// Nodes that are in another zone than they were.
+    stale_nodes: BTreeSet<Name>,
     /// Pods whose workloads are to be computed.
     stale_pods: BTreeSet<Name>,
     stale_services: BTreeSet<Name>,
@@ -72,6 +76,7 @@ impl Model {
     pub fn new(trust_domain: &str) -> Self {
         Self {
             namespaces: Objects::default(),
+            nodes: Objects::default(),
             pods: Objects::default(),
             services: Objects::default(),
             slices: Objects::default(),
@@ -81,6 +86,7 @@ impl Model {
             slices_at: Index::default(),
             holders: Index::default(),
             held: HashMap::new(),
+            stale_nodes: BTreeSet::new(),
             stale_pods: BTreeSet::new(),
             stale_services: BTreeSet::new(),
             stale_policies: BTreeSet::new(),
@@ -108,6 +114,13 @@ impl Model {
                 }
                 self.stale_pods.extend(pods);
             }
+        }
+    }
+
+    pub fn node(&mut self, change: Change<Box<str>>) {
+        for (name, new) in self.nodes.steps(change) {
+            self.nodes.set(&name, new);
+            self.stale_nodes.insert(name);
         }
     }
 
@@ -202,6 +215,14 @@ impl Model {
 
     /// The mesh as all objects have it now.
     pub fn flush(&mut self) -> &MeshState {
+        if !self.stale_nodes.is_empty() {
+            let nodes = std::mem::take(&mut self.stale_nodes);
+            let pods = self
+                .pods
+                .iter()
+                .filter(|(_, pod)| nodes.contains(pod.node()));
+            self.stale_pods.extend(pods.map(|(name, _)| name.clone()));
+        }
         while let Some(name) = self.stale_pods.pop_first() {
             self.compute_workload(&name);
         }
@@ -296,6 +317,11 @@ impl Model {
         let mut workload = pod.workload(name, self.namespaces.get(namespace)?)?;
         let policies = self.policies.in_namespace(namespace);
         let policies = policies.filter(|(_, policy)| policy.selects(&pod.labels));
+        workload.zone = self
+            .nodes
+            .get(&workload.node)
+            .map_or("", |zone| &**zone)
+            .to_owned();
         workload.policies = policies.map(|(policy, _)| policy.to_string()).collect();
         Some(workload)
     }
@@ -348,9 +374,21 @@ impl Model {
         let (namespace, own_name) = name.split_once('/')?;
         let slices = self.slices_of.get(name);
         let slices: Vec<&Slice> = slices.filter_map(|slice| self.slices.get(slice)).collect();
-        let mut backends = slices.iter().flat_map(|slice| &slice.backends).peekable();
-        let plain = backends.peek().is_some()
-            && backends.all(|backend| self.behind(backend) == Behind::Outside);
+        let backends = || slices.iter().flat_map(|slice| &slice.backends);
+        let plain = backends().next().is_some()
+            && backends().all(|backend| self.behind(backend) == Behind::Outside);
+        // Hints that all of them have are heeded whoever made them, as kube-proxy does.
+        let mut ready = backends()
+            .filter(|one| one.condition == Condition::Ready)
+            .peekable();
+        let distribution = match service.distribution {
+            TrafficDistribution::Anywhere
+                if ready.peek().is_some() && ready.all(|backend| backend.is_hinted) =>
+            {
+                TrafficDistribution::SameZone
+            }
+            said => said,
+        };
         let told = api::Service {
             namespace: namespace.to_owned(),
             name: own_name.to_owned(),
@@ -362,13 +400,15 @@ impl Model {
                     port: port.port,
                     name: port.name.clone(),
                     app_protocol: port.app_protocol.clone(),
-                    endpoints: self.endpoints(port, &slices),
+                    endpoints: self.endpoints(port, &slices, distribution),
                 })
                 .collect(),
             failure_accrual: service.traffic.failure_accrual,
             timeouts: service.traffic.timeouts,
             retry: service.traffic.retry.clone(),
             retry_budget: service.traffic.retry_budget,
+            traffic_distribution: distribution.into(),
+            slow_start_ms: service.traffic.slow_start_ms,
             routes: [&self.http_routes, &self.grpc_routes]
                 .into_iter()
                 .flat_map(|routes| routes.of(name, &self.services))
@@ -384,7 +424,18 @@ impl Model {
 
     /// Those that are ready; if there are none, those on their way out that still
     /// answer, as kube-proxy has it.
-    fn endpoints(&self, port: &Port, slices: &[&Slice]) -> Vec<Endpoint> {
+    fn endpoints(
+        &self,
+        port: &Port,
+        slices: &[&Slice],
+        distribution: TrafficDistribution,
+    ) -> Vec<Endpoint> {
+        // Said only where it matters.
+        let (by_zone, by_node) = match distribution {
+            TrafficDistribution::Anywhere => (false, false),
+            TrafficDistribution::SameZone => (true, false),
+            TrafficDistribution::SameNode => (true, true),
+        };
         // Sorted, and named once, whatever the slices repeat (KEP-752).
         let (mut ready, mut draining) = (BTreeMap::new(), BTreeMap::new());
         for slice in slices {
@@ -405,6 +456,13 @@ impl Model {
                         address: backend.address.to_string(),
                         port: *number,
                         workload,
+                        zones: by_zone
+                            .then(|| backend.zones.iter().map(ToString::to_string).collect())
+                            .unwrap_or_default(),
+                        node: by_node
+                            .then(|| backend.node.to_string())
+                            .unwrap_or_default(),
+                        weight: 0,
                     };
                     chosen.insert((&backend.address, *number), endpoint);
                 }

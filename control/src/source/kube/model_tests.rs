@@ -119,6 +119,79 @@ fn pair(address: &str, workload: &str) -> (String, String) {
 }
 
 #[test]
+fn who_is_near_is_told_where_the_service_wants_it() {
+    let distributed = |how: Value| {
+        let service: core::Service = read(json!({
+            "spec": {
+                "clusterIPs": ["10.96.0.1"], "trafficDistribution": how,
+                "ports": [{ "name": "http", "port": 80 }],
+            },
+        }));
+        put("ns/web", Service::read(service)).present()
+    };
+    let located = |hints: Value| {
+        let slice: discovery::EndpointSlice = read(json!({
+            "metadata": { "namespace": "ns", "name": "s", "labels": { "kubernetes.io/service-name": "web" } },
+            "addressType": "IPv4",
+            "ports": [{ "name": "http", "port": 8080 }],
+            "endpoints": [
+                { "addresses": ["10.0.0.1"], "zone": "a", "nodeName": "node-1", "hints": hints },
+                { "addresses": ["10.0.0.2"], "zone": "b", "nodeName": "node-2",
+                  "hints": { "forZones": [{ "name": "b" }] } },
+            ],
+        }));
+        put("ns/s", Slice::read(slice)).present()
+    };
+    let told = |model: &mut Model| {
+        let web = model.flush().services["ns/web"].clone();
+        let near = web.ports[0].endpoints.iter();
+        let near = near
+            .map(|it| (it.zones.join(" "), it.node.clone()))
+            .collect::<Vec<_>>();
+        (web.traffic_distribution(), near)
+    };
+    let all = |first: &str, nodes: [&str; 2]| {
+        vec![
+            (first.to_owned(), nodes[0].to_owned()),
+            ("b".to_owned(), nodes[1].to_owned()),
+        ]
+    };
+    let mut model = mesh();
+    model.slice(located(json!(null)));
+    let nothing = vec![(String::new(), String::new()); 2];
+    assert_eq!(told(&mut model), (TrafficDistribution::Anywhere, nothing));
+    for how in ["PreferClose", "PreferSameZone"] {
+        model.service(distributed(json!(how)));
+        let expected = all("a", ["", ""]);
+        assert_eq!(told(&mut model), (TrafficDistribution::SameZone, expected));
+    }
+    model.service(distributed(json!("PreferSameNode")));
+    let expected = all("a", ["node-1", "node-2"]);
+    assert_eq!(told(&mut model), (TrafficDistribution::SameNode, expected));
+    // Hints are heeded once all have them, whatever the service says.
+    model.service(distributed(json!(null)));
+    model.slice(located(json!({ "forZones": [{ "name": "c" }] })));
+    let expected = all("c", ["", ""]);
+    assert_eq!(told(&mut model), (TrafficDistribution::SameZone, expected));
+    let unknown: core::Service = read(json!({ "spec": { "trafficDistribution": "Near" } }));
+    assert!(!Service::read(unknown).unwrap().complaints.is_empty());
+}
+
+#[test]
+fn a_workload_is_in_its_nodes_zone() {
+    let mut model = mesh();
+    put_pod(&mut model, "a", sidecar("1", "10.0.0.1"));
+    assert_eq!(workload(&mut model, "a").unwrap().zone, "");
+    model.node(put("node-2", "b".into()));
+    model.node(put("node-1", "a".into()));
+    assert_eq!(workload(&mut model, "a").unwrap().zone, "a");
+    model.node(put("node-1", "c".into()));
+    assert_eq!(workload(&mut model, "a").unwrap().zone, "c");
+    model.node(Change::Gone("node-1".into()));
+    assert_eq!(workload(&mut model, "a").unwrap().zone, "");
+}
+
+#[test]
 fn an_endpoint_waits_for_its_pod() {
     let mut model = mesh();
     model.slice(slice("web-1", http(), &[ready("10.0.0.1", "a", "1")]));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
-/// "namespace/name"; a namespace's has no slash.
+/// "namespace/name"; a namespace's and a node's have no slash.
 pub type Name = Arc<str>;
 
 /// What the API server says of the objects of one kind.
@@ -77,6 +77,10 @@ impl<T> Objects<T> {
         self.all
             .range(from..)
             .take_while(move |(name, _)| name.starts_with(&prefix))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&Name, &T)> {
+        self.all.iter()
     }
 
     /// What was there before.

@@ -167,6 +167,10 @@ impl Pod {
         self.placement(namespace) != Placement::Unplaced || (self.hbone && !self.host_network)
     }
 
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
     /// Addresses to be known by, while it has them.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses

@@ -2,6 +2,7 @@
 
 use super::complaint::Complaints;
 use super::traffic::Traffic;
+use duet_core::api::TrafficDistribution;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ pub struct Service {
     pub addresses: Vec<String>,
     /// TCP only.
     pub ports: Vec<Port>,
+    pub distribution: TrafficDistribution,
     pub traffic: Traffic,
     pub complaints: Complaints,
 }
@@ -37,6 +39,11 @@ pub struct Slice {
 pub struct Backend {
     pub address: Box<str>,
     pub condition: Condition,
+    /// Empty: not known.
+    pub node: Box<str>,
+    /// Whose clients it is for: those it is hinted for, or else its own.
+    pub zones: Box<[Box<str>]>,
+    pub is_hinted: bool,
     /// Whose the address is; nobody's that is known, in a slice made by hand.
     pub pod: Option<PodRef>,
 }
@@ -81,6 +88,18 @@ impl Service {
                     .to_owned(),
             );
         }
+        let distribution = match spec.traffic_distribution.as_deref() {
+            None => TrafficDistribution::Anywhere,
+            Some("PreferSameZone" | "PreferClose") => TrafficDistribution::SameZone,
+            Some("PreferSameNode") => TrafficDistribution::SameNode,
+            Some(other) => {
+                complaints.add(format!(
+                    "trafficDistribution: {other:?} is not known, requests from meshed clients are \
+                     balanced over all endpoints: write PreferSameZone or PreferSameNode"
+                ));
+                TrafficDistribution::Anywhere
+            }
+        };
         let addresses = spec
             .cluster_ips
             .unwrap_or_default()
@@ -97,6 +116,7 @@ impl Service {
         let ports = spec.ports.unwrap_or_default().into_iter();
         Some(Self {
             addresses: unique,
+            distribution,
             traffic: Traffic::read(&annotations, &mut complaints),
             ports: ports
                 .filter(|port| is_tcp(port.protocol.as_deref()))
@@ -171,7 +191,18 @@ impl Backend {
                 uid: target.uid.unwrap_or_default().into(),
             })
         });
+        let hints = endpoint.hints.unwrap_or_default().for_zones;
+        let hinted = hints
+            .unwrap_or_default()
+            .into_iter()
+            .map(|zone| zone.name.into());
+        let hinted: Box<[Box<str>]> = hinted.collect();
+        let is_hinted = !hinted.is_empty();
+        let own = endpoint.zone.into_iter().map(Box::from);
         Some(Self {
+            node: endpoint.node_name.unwrap_or_default().into(),
+            zones: if is_hinted { hinted } else { own.collect() },
+            is_hinted,
             // They are alike to the API, and kube-proxy takes the first too.
             address: endpoint.addresses.into_iter().next()?.into(),
             condition,

@@ -15,6 +15,7 @@ pub struct Traffic {
     pub timeouts: Option<Timeouts>,
     pub retry: Option<Retry>,
     pub retry_budget: Option<RetryBudget>,
+    pub slow_start_ms: u32,
 }
 
 // === impl Traffic ===
@@ -78,6 +79,14 @@ impl Traffic {
                 }
                 Ok(())
             });
+        }
+        if let Some(said) = annotations.get(names::SLOW_START) {
+            match traffic::millis(said) {
+                Ok(time) => all.slow_start_ms = time,
+                Err(problem) => {
+                    complaints.add(format!("annotation {}: {problem}", names::SLOW_START))
+                }
+            }
         }
         all
     }
@@ -212,6 +221,7 @@ mod tests {
         assert_eq!((retry.attempts, retry.statuses.len()), (2, 2));
         assert_eq!(retry.grpc_statuses, [14, 13]);
         assert!(retry.any_method);
+        assert_eq!(read(names::SLOW_START, "30s").0.slow_start_ms, 30_000);
         let (traffic, _) = read(names::RETRY_BUDGET, "percent=0, perSecond=1");
         let budget = traffic.retry_budget.unwrap();
         assert_eq!((budget.percent, budget.per_second), (Some(0), Some(1)));
@@ -223,6 +233,7 @@ mod tests {
             (names::RETRY, "grpc=ok"),
             (names::RETRY, "methods=GET"),
             (names::RETRY_BUDGET, "percent=101"),
+            (names::SLOW_START, "30"),
         ] {
             assert!(!read(annotation, wrong).1.is_empty(), "{wrong}");
         }

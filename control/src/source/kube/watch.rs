@@ -15,6 +15,7 @@ use crate::crd::AuthorizationPolicy;
 use futures_util::stream::{BoxStream, SelectAll, StreamExt, unfold};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use kube::api::{ApiResource, DynamicObject};
+use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -36,6 +37,7 @@ pub const ABSENT_PAUSE: Duration = Duration::from_secs(20);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Namespaces,
+    Nodes,
     Pods,
     Services,
     EndpointSlices,
@@ -51,6 +53,8 @@ pub enum Kind {
 #[derive(Debug)]
 pub enum Heard {
     Namespace(Change<Namespace>),
+    /// Its zone.
+    Node(Change<Box<str>>),
     Pod(Change<Pod>),
     Service(Change<Service>),
     Slice(Change<Slice>),
@@ -75,6 +79,10 @@ pub fn everything(client: &Client) -> Watches {
     watches.push(watch(all(client), Kind::Namespaces, |change| {
         Heard::Namespace(change.map(|_, it: core::Namespace| Namespace::read(&it)))
     }));
+    // Their status, which changes all the time, is not asked for.
+    watches.push(watch(all(client), Kind::Nodes, |change| {
+        Heard::Node(change.map(|_, it: PartialObjectMeta<core::Node>| zone(&it)))
+    }));
     watches.push(watch(all(client), Kind::Pods, |change| {
         Heard::Pod(change.map(|_, it: core::Pod| Pod::read(it)))
     }));
@@ -94,6 +102,12 @@ pub fn everything(client: &Client) -> Watches {
         }));
     }
     watches
+}
+
+/// Empty: nobody said.
+fn zone(node: &PartialObjectMeta<core::Node>) -> Box<str> {
+    let zone = node.labels().get("topology.kubernetes.io/zone");
+    zone.map(|zone| zone.as_str()).unwrap_or_default().into()
 }
 
 fn all<K: Resource<DynamicType = ()>>(client: &Client) -> Api<K> {
@@ -165,8 +179,9 @@ fn name<K: Resource>(object: &K) -> Name {
 // === impl Kind ===
 
 impl Kind {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Namespaces,
+        Self::Nodes,
         Self::Pods,
         Self::Services,
         Self::EndpointSlices,
@@ -177,7 +192,7 @@ impl Kind {
 
     /// Whether nothing can be told before all of it has been listed.
     pub fn is_needed(self) -> bool {
-        !matches!(self, Self::HttpRoutes | Self::GrpcRoutes)
+        !matches!(self, Self::Nodes | Self::HttpRoutes | Self::GrpcRoutes)
     }
 
     /// Whether a cluster may do without its definition.
@@ -199,6 +214,7 @@ impl Kind {
             Self::GrpcRoutes => gateway("GRPCRoute", "grpcroutes"),
             Self::Policies => ApiResource::erase::<AuthorizationPolicy>(&()),
             Self::Namespaces => ApiResource::erase::<core::Namespace>(&()),
+            Self::Nodes => ApiResource::erase::<core::Node>(&()),
             Self::Pods => ApiResource::erase::<core::Pod>(&()),
             Self::Services => ApiResource::erase::<core::Service>(&()),
             Self::EndpointSlices => ApiResource::erase::<discovery::EndpointSlice>(&()),
@@ -209,6 +225,7 @@ impl Kind {
     pub fn resource(self) -> &'static str {
         match self {
             Self::Namespaces => "namespaces",
+            Self::Nodes => "nodes",
             Self::Pods => "pods",
             Self::Services => "services",
             Self::EndpointSlices => "endpointslices.discovery.k8s.io",
@@ -225,6 +242,7 @@ impl Heard {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Namespace(_) => Kind::Namespaces,
+            Self::Node(_) => Kind::Nodes,
             Self::Pod(_) => Kind::Pods,
             Self::Service(_) => Kind::Services,
             Self::Slice(_) => Kind::EndpointSlices,
@@ -243,6 +261,7 @@ impl Heard {
         }
         let own = match self {
             Self::Namespace(change) => of(change),
+            Self::Node(change) => of(change),
             Self::Pod(change) => of(change),
             Self::Service(change) => of(change),
             Self::Slice(change) => of(change),
