@@ -18,10 +18,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tonic::transport::ServerTlsConfig;
 use tonic::{Request, Response, Status};
 
 const HTTP: u16 = 8080;
 const OPAQUE: u16 = 9000;
+const CLOSED: u16 = 9001;
 const COLLECTOR: u16 = 4317;
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -60,9 +64,76 @@ fn run(placement: Placement) {
         checks.run("B3", t.b3()).await;
         checks.run("none", t.nothing_said()).await;
         checks.run("not sampled", t.not_sampled()).await;
+        checks.run("closes", t.closes()).await;
         checks.run("metrics", t.metrics(placement)).await;
         checks.assert_all_passed();
     });
+}
+
+#[test]
+fn with_sidecars_over_tls() {
+    over_tls(Placement::Sidecar);
+}
+
+#[test]
+fn with_agents_over_tls() {
+    over_tls(Placement::Agent);
+}
+
+fn over_tls(placement: Placement) {
+    let papers = Papers::new();
+    let pods = [PodSpec::new("client"), PodSpec::new("server").node(2)];
+    let collector = format!("https://127.0.0.1:{COLLECTOR}");
+    let roots = papers.roots.path().to_str().unwrap();
+    let args = [
+        ["--trace-ratio", "1"],
+        ["--trace-collector", &collector],
+        ["--trace-collector-ca", roots],
+    ];
+    let Some(mesh) = Mesh::start_with(placement, &args.concat(), pods, []) else {
+        return;
+    };
+    mesh.block_on(async {
+        let t = Telemetry {
+            mesh: &mesh,
+            collector: Collector::default(),
+            server: Moody::http1(mesh.app("server"), HTTP),
+        };
+        let mut checks = Checks::default();
+        checks.run("a stranger", t.stranger()).await;
+        for pod in ["client", "server"] {
+            t.collector.listen_with(&mesh, pod, Some(&papers));
+        }
+        checks.run("W3C", t.w3c()).await;
+        checks.assert_all_passed();
+    });
+}
+
+/// A collector's certificate, and the file with the root that it leads to.
+struct Papers {
+    roots: tempfile::NamedTempFile,
+    identity: tonic::transport::Identity,
+}
+
+impl Papers {
+    fn new() -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let authority = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let root = params.self_signed(&authority).unwrap();
+        let issuer = rcgen::Issuer::new(params, authority);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        let leaf = leaf.signed_by(&key, &issuer).unwrap();
+        let mut roots = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut roots, root.pem().as_bytes()).unwrap();
+        // A sidecar's user reads it too.
+        let all_may = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(roots.path(), all_may).unwrap();
+        let identity = tonic::transport::Identity::from_pem(leaf.pem(), key.serialize_pem());
+        Self { roots, identity }
+    }
 }
 
 /// A span, and whose it is.
@@ -92,6 +163,16 @@ impl TraceService for Collector {
 impl Collector {
     /// Where the proxy of a pod looks for one.
     fn listen(&self, mesh: &Mesh, pod: &str) {
+        self.listen_with(mesh, pod, None);
+    }
+
+    /// The same, over TLS if it has papers.
+    fn listen_with(
+        &self,
+        mesh: &Mesh,
+        pod: &str,
+        papers: Option<&Papers>,
+    ) -> JoinHandle<Result<(), tonic::transport::Error>> {
         let listen = || {
             let listener = std::net::TcpListener::bind(("127.0.0.1", COLLECTOR))?;
             listener.set_nonblocking(true)?;
@@ -101,8 +182,13 @@ impl Collector {
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
         let service = TraceServiceServer::new(self.clone());
-        let server = tonic::transport::Server::builder().add_service(service);
-        tokio::spawn(server.serve_with_incoming(incoming));
+        let mut server = tonic::transport::Server::builder();
+        if let Some(papers) = papers {
+            let tls = ServerTlsConfig::new().identity(papers.identity.clone());
+            server = server.tls_config(tls).unwrap();
+        }
+        let server = server.add_service(service).serve_with_incoming(incoming);
+        tokio::spawn(server)
     }
 
     /// Those of a trace: the client's proxy's and the server's.
@@ -193,6 +279,26 @@ impl Telemetry<'_> {
         Ok(())
     }
 
+    /// Whoever else answers there gets nothing.
+    async fn stranger(&self) -> Result<()> {
+        let strangers = Papers::new();
+        let serving = ["client", "server"]
+            .map(|pod| self.collector.listen_with(self.mesh, pod, Some(&strangers)));
+        let deadline = Instant::now() + PATIENCE;
+        let failed = ["result=\"failed\"".to_owned()];
+        while self.mesh.count("client", "duet_spans_total", &failed) == 0 {
+            ensure!(Instant::now() < deadline, "it does not say that it failed");
+            self.ask("/", &[]).await?;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        for one in serving {
+            one.abort();
+            let _ = one.await;
+        }
+        ensure!(self.collector.0.lock().unwrap().is_empty(), "it got spans");
+        Ok(())
+    }
+
     async fn b3(&self) -> Result<()> {
         let trace = "0af7651916cd43dd8448eb211c80319c";
         let seen = self
@@ -243,6 +349,52 @@ impl Telemetry<'_> {
         Ok(())
     }
 
+    /// Who ended a connection of bytes, both proxies say.
+    async fn closes(&self) -> Result<()> {
+        let server = self.mesh.app("server");
+        let listener = server.listen(CLOSED);
+        let reset = |stream: TcpStream| {
+            let socket = socket2::SockRef::from(&stream);
+            socket.set_linger(Some(Duration::ZERO)).unwrap();
+        };
+        for reason in ["done", "client", "server"] {
+            let closed = || {
+                [("client", "outbound"), ("server", "inbound")].map(|(pod, direction)| {
+                    let labels = [
+                        ("direction", direction),
+                        ("workload", pod),
+                        ("reason", reason),
+                    ];
+                    let labels = labels.map(|(label, value)| format!("{label}=\"{value}\""));
+                    let metric = "duet_tcp_connections_closed_total";
+                    self.mesh.count(pod, metric, &labels)
+                })
+            };
+            let before = closed();
+            let to = server.at(CLOSED);
+            let mut near = self.mesh.app("client").connect(to).await?;
+            near.write_all(b"\x01").await?;
+            let (mut far, _) = listener.accept().await?;
+            far.read_exact(&mut [0]).await?;
+            match reason {
+                "client" => reset(near),
+                "server" => reset(far),
+                _ => {
+                    near.shutdown().await?;
+                    ensure!(far.read(&mut [0]).await? == 0);
+                    drop(far);
+                    ensure!(near.read(&mut [0]).await? == 0);
+                }
+            }
+            let deadline = Instant::now() + PATIENCE;
+            while closed() != before.map(|count| count + 1) {
+                ensure!(Instant::now() < deadline, "{reason}: {:?}", closed());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        Ok(())
+    }
+
     /// Whatever is told is documented, with exactly these labels, and nothing is
     /// documented that is not told of anywhere.
     async fn metrics(&self, placement: Placement) -> Result<()> {
@@ -252,17 +404,33 @@ impl Telemetry<'_> {
             let (mut from, mut to) = stream.into_split();
             tokio::io::copy(&mut from, &mut to).await
         });
+        let carried = || {
+            [("client", "outbound"), ("server", "inbound")].map(|(pod, direction)| {
+                let labels = [("direction", direction), ("workload", pod)];
+                let labels = labels.map(|(label, value)| format!("{label}=\"{value}\""));
+                ["sent", "received"].map(|way| {
+                    let metric = format!("duet_tcp_{way}_bytes_total");
+                    self.mesh.count(pod, &metric, &labels)
+                })
+            })
+        };
+        let before = carried();
         let to = self.mesh.app("server").at(OPAQUE);
         let mut stream = self.mesh.app("client").connect(to).await?;
         stream.write_all(b"\x01\x02\x03").await?;
         stream.read_exact(&mut [0; 3]).await?;
+        // While it is open. The client may have its answer before it is counted.
+        let deadline = Instant::now() + PATIENCE;
+        while carried() != before.map(|ways| ways.map(|bytes| bytes + 3)) {
+            ensure!(Instant::now() < deadline, "{:?}", carried());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         drop(stream);
         // Nobody is there.
         let nowhere = self.mesh.app("server").at(1);
-        let _ = Client::http1(self.mesh.app("client"), nowhere)
-            .await?
-            .get("/")
-            .await;
+        let mut client = Client::http1(self.mesh.app("client"), nowhere).await?;
+        let grpc = [("content-type", "application/grpc")];
+        let _ = client.send(http::Method::POST, "/", &grpc, empty()).await;
 
         let documented = documented()?;
         let mut told = BTreeSet::new();
@@ -282,6 +450,7 @@ impl Telemetry<'_> {
         }
         for name in [
             "duet_http_responses_total",
+            "duet_grpc_responses_total",
             "duet_tcp_connections_closed_total",
             "duet_failures_total",
             "duet_identity_expiry_timestamp_seconds",

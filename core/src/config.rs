@@ -76,10 +76,15 @@ pub struct ProxyArgs {
     )]
     pub access_log: AccessLogFormat,
 
-    /// Where spans are sent, http://host:port: a collector that takes OTLP over gRPC.
-    /// Default: there are none. In plaintext, and they say who asked for which path.
+    /// Where spans are sent, https://host:port: a collector that takes OTLP over gRPC.
+    /// Default: there are none. With http:// they travel in plaintext, and say who asked for
+    /// which path.
     #[arg(long, env = "DUET_TRACE_COLLECTOR", value_name = "URL")]
     pub trace_collector: Option<String>,
+
+    /// PEM file with the roots that the certificate of an https:// collector chains to.
+    #[arg(long, env = "DUET_TRACE_COLLECTOR_CA", value_name = "FILE")]
+    pub trace_collector_ca: Option<PathBuf>,
 
     /// The part, of 1, of requests that is recorded if they do not say themselves whether
     /// they are.

@@ -7,11 +7,14 @@ use crate::api::otlp::{
 };
 use crate::capture::WorkloadName;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri};
 
 /// Spans that wait to be sent; the OpenTelemetry SDKs' default.
 const QUEUE: usize = 2048;
@@ -37,13 +40,12 @@ struct Sending {
 }
 
 impl Exporter {
-    pub fn start(collector: &str, registry: &Registry) -> Result<Self, String> {
-        let wrong = || format!("--trace-collector {collector:?}: write http://host:port");
-        let uri: Uri = collector.parse().map_err(|_| wrong())?;
-        if uri.scheme_str() != Some("http") || uri.authority().is_none() {
-            return Err(wrong());
-        }
-        let channel = Endpoint::from(uri)
+    pub fn start(
+        collector: &str,
+        roots: Option<&Path>,
+        registry: &Registry,
+    ) -> Result<Self, String> {
+        let channel = endpoint(collector, roots)?
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(TIMEOUT)
             .connect_lazy();
@@ -75,6 +77,41 @@ impl Exporter {
         if self.queue.try_send((workload, span)).is_err() {
             self.dropped.inc();
         }
+    }
+}
+
+/// Over TLS only to whoever `roots` vouch for.
+fn endpoint(collector: &str, roots: Option<&Path>) -> Result<Endpoint, String> {
+    let wrong = |what: &str| format!("--trace-collector {collector:?}: {what}");
+    let uri: Uri = collector.parse().unwrap_or_default();
+    let (Some(scheme @ ("http" | "https")), Some(_)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(wrong("write https://host:port, or http://host:port"));
+    };
+    match (scheme, roots) {
+        ("https", Some(file)) => {
+            let roots = roots_of(file)?;
+            // What it is asked for is the URL's host.
+            let tls = ClientTlsConfig::new().ca_certificate(roots);
+            let endpoint = Endpoint::from(uri.clone()).tls_config(tls);
+            endpoint.map_err(|error| wrong(&error.to_string()))
+        }
+        ("https", None) => Err(wrong(
+            "write --trace-collector-ca FILE too, the roots of its certificate in PEM",
+        )),
+        (_, Some(_)) => Err(wrong(
+            "--trace-collector-ca is for https: write https://, or leave it out",
+        )),
+        (_, None) => Ok(uri.into()),
+    }
+}
+
+fn roots_of(file: &Path) -> Result<Certificate, String> {
+    let failed = |problem: &str| format!("--trace-collector-ca {}: {problem}", file.display());
+    let pem = std::fs::read(file).map_err(|error| failed(&error.to_string()))?;
+    match CertificateDer::pem_slice_iter(&pem).next() {
+        Some(Ok(_)) => Ok(Certificate::from_pem(pem)),
+        Some(Err(error)) => Err(failed(&error.to_string())),
+        None => Err(failed("holds no certificate: write roots, PEM")),
     }
 }
 
@@ -137,5 +174,36 @@ fn request(batch: Vec<(WorkloadName, Span)>) -> ExportTraceServiceRequest {
         });
     ExportTraceServiceRequest {
         resource_spans: resource_spans.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_a_collector_is_taken_or_refused_with_a_remedy() {
+        let file = std::env::temp_dir().join(format!("duet-roots-{}", std::process::id()));
+        let key = rcgen::KeyPair::generate().unwrap();
+        let root = rcgen::CertificateParams::default()
+            .self_signed(&key)
+            .unwrap();
+        std::fs::write(&file, root.pem()).unwrap();
+        assert!(endpoint("http://127.0.0.1:4317", None).is_ok());
+        assert!(endpoint("https://127.0.0.1:4317", Some(&file)).is_ok());
+        std::fs::write(&file, "roots").unwrap();
+        let absent = Path::new("/nowhere/roots.pem");
+        for (collector, roots, remedy) in [
+            ("collector:4317", None, "write https://host:port"),
+            ("ftp://collector", None, "write https://host:port"),
+            ("https://collector:4317", None, "--trace-collector-ca"),
+            ("http://collector:4317", Some(&*file), "leave it out"),
+            ("https://collector:4317", Some(&*file), "no certificate"),
+            ("https://collector:4317", Some(absent), "/nowhere/roots.pem"),
+        ] {
+            let problem = endpoint(collector, roots).unwrap_err();
+            assert!(problem.contains(remedy), "{problem}");
+        }
+        std::fs::remove_file(file).unwrap();
     }
 }

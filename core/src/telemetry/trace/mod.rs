@@ -56,7 +56,7 @@ impl Tracer {
         let Some(collector) = &args.trace_collector else {
             return Ok(None);
         };
-        let exporter = Exporter::start(collector, registry)?;
+        let exporter = Exporter::start(collector, args.trace_collector_ca.as_deref(), registry)?;
         Ok(Some(Arc::new(Self {
             exporter,
             ratio: args.trace_ratio,
