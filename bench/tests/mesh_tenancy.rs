@@ -43,6 +43,9 @@ fn what_one_does_too_much_of_it_waits_for_itself() {
         checks.run("connections", t.connections()).await;
         checks.run("requests", t.requests()).await;
         checks.run("handshakes", t.handshakes()).await;
+        checks
+            .run("handshakes of its own", t.own_handshakes())
+            .await;
         checks.assert_all_passed();
     });
 }
@@ -322,6 +325,33 @@ impl Tenants<'_> {
             ensure!(Instant::now() < deadline, "nobody has waited");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        self.mesh.describe(&self.truth, &["loud"]).await
+    }
+
+    /// Of the client's side: what it connects to at once is connected to one after the other.
+    async fn own_handshakes(&self) -> Result<()> {
+        let peers = ["quiet", "quiet-server"].map(|pod| self.mesh.app(pod));
+        serve_http1(peers[0], HTTP);
+        self.budget("loud", "{ handshakesPerSecond: 2 }").await?;
+        let quiet_before = self.waits("quiet", "handshakes");
+        let began = Instant::now();
+        let ask = |pod: &'static str, to: SocketAddr| async move {
+            let mut client = Client::http1(self.mesh.app(pod), to).await?;
+            let answer = timeout(PATIENCE, client.get("/")).await??;
+            ensure!(answer.status == StatusCode::OK, "{pod}: {answer:?}");
+            anyhow::Ok(())
+        };
+        // Each address has a connection of its own.
+        let all = peers.iter().flat_map(|app| [app.at(HTTP), app.at_v6(HTTP)]);
+        let loud = futures_util::future::try_join_all(all.map(|to| ask("loud", to)));
+        let others = self.mesh.app("loud-server").at_v6(HTTP);
+        let (loud, quiet) = tokio::join!(loud, ask("quiet", others));
+        quiet?;
+        loud?;
+        let took = began.elapsed();
+        ensure!(took >= Duration::from_millis(1400), "four took {took:?}");
+        ensure!(self.waits("loud", "handshakes") >= 3);
+        ensure!(self.waits("quiet", "handshakes") == quiet_before);
         self.mesh.write_mesh_yaml(&self.truth);
         Ok(())
     }
