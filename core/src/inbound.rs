@@ -251,7 +251,8 @@ impl Inbound {
     ) {
         self.connection.request();
         if request.method() == Method::CONNECT {
-            return self.tunnel(request, respond).await;
+            // Boxed, so that what a tunnel needs makes no request larger.
+            return Box::pin(self.tunnel(request, respond)).await;
         }
         let grpc = message::is_grpc(&request);
         let named = request.headers().get(message::DESTINATION);
@@ -458,7 +459,7 @@ impl Inbound {
         }
         let mut response = if message::is_upgrade(&request) {
             let send = async |request, admitted| self.upgrade(request, to, admitted).await;
-            self.answer(request, to, protocol, send).await
+            Box::pin(self.answer(request, to, protocol, send)).await
         } else {
             self.request(request.map(Body::from), to, protocol).await
         };
@@ -664,4 +665,9 @@ fn refusal(error: &UpstreamError) -> Response<()> {
         refusal.headers_mut().remove(of_body);
     }
     refusal
+}
+
+#[cfg(test)]
+pub(crate) fn size_of_stream() -> usize {
+    crate::sizes::of(|inbound: Arc<Inbound>, request, respond| inbound.stream(request, respond))
 }

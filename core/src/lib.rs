@@ -29,6 +29,8 @@ mod proxy;
 mod ready;
 mod relay;
 mod runtime;
+#[cfg(test)]
+mod sizes;
 mod telemetry;
 mod tenancy;
 mod traffic;

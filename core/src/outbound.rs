@@ -334,3 +334,10 @@ fn has_others(to: &Destination) -> bool {
         Destination::Service(port) => port.endpoints().len() > 1,
     }
 }
+
+#[cfg(test)]
+pub(crate) fn size_of_request() -> usize {
+    crate::sizes::of(|outbound: Arc<Outbound>, request, protocol| {
+        outbound.request(request, protocol)
+    })
+}

@@ -94,13 +94,12 @@ impl Outbound {
             return Err(UpstreamError::ConnectMethod);
         }
         if message::is_upgrade(&request) {
-            let (server, flight, target) = self.open(to, true).await?;
+            let (server, flight, target) = Box::pin(self.open(to, true)).await?;
             self.connection.reached(flight.endpoint(), &target, true);
             message::for_plaintext(&mut request, target.address);
             let upstreams = &self.local.upstreams;
-            let response = upstreams
-                .upgrade(server, request, std::future::pending())
-                .await?;
+            let upgraded = upstreams.upgrade(server, request, std::future::pending());
+            let response = Box::pin(upgraded).await?;
             return Ok((response, Some((flight, target))));
         }
         let grpc = message::is_grpc(&request);

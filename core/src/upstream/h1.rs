@@ -85,7 +85,7 @@ impl Pool {
                 None => break,
             }
         }
-        let mut client = connect().await?;
+        let mut client = Box::pin(connect()).await?;
         let sent = client.send(request).await;
         let response = sent.map_err(|error| UpstreamError::http(error.into_error()))?;
         Ok(self.answer(response, client))

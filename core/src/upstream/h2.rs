@@ -57,7 +57,8 @@ impl Shared {
         {
             return Err(error.clone());
         }
-        let connected = connect().await;
+        // Boxed, so that what few requests need makes none of them larger.
+        let connected = Box::pin(connect()).await;
         let reserved = connected.and_then(|connection| {
             let stream = connection.first()?;
             self.live.lock().push(connection);

@@ -348,7 +348,7 @@ impl Upstreams {
                 let idle = get_or_default(&self.h1, target.clone()).take();
                 Ok(Place::Http1(match idle {
                     Some(idle) => idle,
-                    None => self.http1(target, certificate).await?,
+                    None => Box::pin(self.http1(target, certificate)).await?,
                 }))
             }
         }
@@ -370,11 +370,14 @@ impl Upstreams {
                 }
                 let gone = || UpstreamError::http("the peer's proxy went away, and a body with it");
                 let again = again.ok_or_else(gone)?;
-                let next = self.reserve(target, Version::HTTP_2, certificate).await?;
-                let Place::Http2(stream) = next else {
-                    return Err(gone());
-                };
-                stream.request(again).await?.ok_or_else(gone)
+                Box::pin(async {
+                    let next = self.reserve(target, Version::HTTP_2, certificate).await?;
+                    let Place::Http2(stream) = next else {
+                        return Err(gone());
+                    };
+                    stream.request(again).await?.ok_or_else(gone)
+                })
+                .await
             }
             Place::Http1(client) => {
                 let connect = async || self.http1(target, certificate).await;
