@@ -33,6 +33,8 @@ use std::time::Duration;
 
 use clap::Args;
 use http::header::{HeaderName, HeaderValue};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -104,10 +106,17 @@ pub struct LoadArgs {
     #[arg(long = "header", value_parser = parse_header)]
     pub headers: Vec<(HeaderName, HeaderValue)>,
 
-    /// Never sleep while waiting for a due time: exact, and uses a whole core. For a real-time class
-    /// instead, start the program under `chrt --rr 1`
+    /// Never sleep while waiting for a due time: exact, and uses a whole core
     #[arg(long)]
     pub spin: bool,
+
+    /// Generate in a real-time class (SCHED_FIFO 10), as in a run; takes CAP_SYS_NICE
+    #[arg(long)]
+    pub realtime: bool,
+
+    /// Generate on this processor only, counted from 0
+    #[arg(long, value_name = "CPU")]
+    pub pin: Option<usize>,
 
     /// File for the JSON report instead of stdout
     #[arg(long)]
@@ -163,14 +172,30 @@ pub async fn run(args: LoadArgs) -> Result<(), LoadError> {
 /// Generates in a thread of its own, whatever runtime the caller uses, and returns the report.
 pub async fn run_in_thread(args: LoadArgs, stop: Arc<AtomicBool>) -> Result<LoadReport, LoadError> {
     let plan = args.plan()?;
+    let (realtime, pin) = (args.realtime, args.pin);
     let (sender, receiver) = oneshot::channel();
     std::thread::Builder::new()
         .name("generator".to_owned())
         .spawn(move || {
-            let _ = sender.send(run_here(&plan, stop));
+            let report = place(realtime, pin).and_then(|()| run_here(&plan, stop));
+            let _ = sender.send(report);
         })
         .map_err(LoadError::Timer)?;
     receiver.await.map_err(|_| LoadError::Thread)?
+}
+
+/// Gives the calling thread the class and the processor that were asked for.
+fn place(realtime: bool, pin: Option<usize>) -> Result<(), LoadError> {
+    if realtime && !crate::attend::realtime::enter() {
+        return Err(LoadError::Usage(
+            "--realtime: this takes CAP_SYS_NICE, and a control group that may".to_owned(),
+        ));
+    }
+    let Some(cpu) = pin else { return Ok(()) };
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpus))
+        .map_err(|_| LoadError::Usage(format!("--pin: there is no processor {cpu} to run on")))
 }
 
 fn run_here(plan: &Plan, stop: Arc<AtomicBool>) -> Result<LoadReport, LoadError> {

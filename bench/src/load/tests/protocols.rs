@@ -1,6 +1,8 @@
 //! Each protocol against the project's own server.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::super::report::LoadReport;
@@ -144,4 +146,15 @@ fn wrong_flags_are_named() {
     https.url = "https://web/".to_owned();
     assert!(matches!(https.plan(), Err(LoadError::Usage(text)) if text.contains("write http://")));
     assert_eq!(https.duration, Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn a_processor_that_there_is_not_is_refused() {
+    let pinned = args("127.0.0.1:9".parse().unwrap(), "--rate 1 --pin 100000");
+    let stop = Arc::new(AtomicBool::new(false));
+    let error = super::super::run_in_thread(pinned, stop).await.unwrap_err();
+    assert!(
+        error.is_usage() && error.to_string().contains("--pin"),
+        "{error}"
+    );
 }
