@@ -71,6 +71,10 @@ fn headlines(scenario: &Scenario) -> Vec<&Metric> {
         "R1" => &[keys::PROXY_MEMORY, keys::IDLE_CPU],
         "R2" => &[keys::NODE_CPU_PER_REQUEST],
         "R3" => &[keys::KIB_PER_CONNECTION, keys::HELD_AFTER_CLOSE],
+        "L4" => &[keys::BULK_RATE, keys::CPU_PER_GB],
+        // R1 again; its own finding is where the lines cross.
+        "R4" => return Vec::new(),
+        "R5" => return scenario.metrics.iter().take(2).collect(),
         "F1" | "F2" => &[keys::PODS_HIT, keys::REQUESTS_LOST, keys::TIME_TO_RECOVER],
         "X1" => &[keys::KEYS_MAX],
         "X2" => &[keys::CAPABILITIES, keys::ROOT_PROXIES],

@@ -9,7 +9,8 @@ use super::{Figure, both, range};
 use crate::analysis::words;
 use crate::results::{Claim, Comparison, Effect, HEADLINE_LOAD, Placement, Results, keys};
 
-const MOST_ROWS: usize = 18;
+/// Of one scenario, so that there is room for all.
+const ROWS_EACH: usize = 4;
 /// This figure has the page's width to itself.
 const WIDTH: f64 = 1040.0;
 
@@ -40,11 +41,12 @@ pub fn figure(results: &Results) -> Option<Figure> {
     })
 }
 
-/// The first two metrics of each scenario that are compared by ratio, at its last point or, for
+/// The first metrics of each scenario that are compared by ratio, at its last point or, for
 /// latency, at the one nearest to half of capacity.
 fn rows(results: &Results) -> Vec<&Comparison> {
     let mut rows = Vec::new();
-    for scenario in &results.scenarios {
+    // R4 is R1 again, and where its lines cross.
+    for scenario in results.scenarios.iter().filter(|one| one.id != "R4") {
         let rivals: Vec<&Comparison> = results
             .analysis
             .comparisons
@@ -67,6 +69,7 @@ fn rows(results: &Results) -> Vec<&Comparison> {
                 series.push(key);
             }
         }
+        let mut of_scenario = Vec::new();
         for (metric, name) in series {
             let distance = |c: &Comparison| match scenario.id.as_str() {
                 "L1" | "L2" | "R2" => (c.point.x - HEADLINE_LOAD).abs(),
@@ -76,10 +79,11 @@ fn rows(results: &Results) -> Vec<&Comparison> {
                 .iter()
                 .filter(|c| c.metric == metric && c.point.series == name)
                 .min_by(|a, b| distance(a).total_cmp(&distance(b)));
-            rows.extend(best);
+            of_scenario.extend(best);
         }
+        of_scenario.truncate(ROWS_EACH);
+        rows.append(&mut of_scenario);
     }
-    rows.truncate(MOST_ROWS);
     rows
 }
 

@@ -185,7 +185,7 @@ fn in_numbers(results: &Results) -> Markup {
     html! {
         @if !plots.is_empty() {
             section id="numbers" {
-                h2 { "The four questions in numbers" }
+                h2 { "The questions in numbers" }
                 p class="lead" {
                     "Medians over blocks, each row from zero to its largest value. Further left is better, unless the row says \
                      otherwise. Lines are 95 % intervals; without one there were too few blocks."
