@@ -225,6 +225,18 @@ impl Plan {
         }
     }
 
+    /// The same for the fleets of a scenario's arms, unless one of these had them built.
+    pub fn building_fleets(&self, scenario: Id, earlier: &[Id]) -> Duration {
+        let arms = self.arms_of(scenario).len();
+        if self.wants(earlier) {
+            return Duration::ZERO;
+        }
+        if self.kubelet {
+            return self.building(arms);
+        }
+        (Duration::from_secs(1) + Duration::from_millis(100) * self.pace.fault_pods) * arms as u32
+    }
+
     /// How long it takes to put a fresh proxy where one was killed, about.
     pub fn renewing(&self) -> Duration {
         if self.kubelet {
@@ -306,6 +318,14 @@ impl Plan {
             .copied()
             .filter(|arm| scenario.runs_in(*arm, self.profile))
             .collect()
+    }
+
+    /// Those of `arms` that are visited in a block. Who stands beside the comparison to explain it is
+    /// visited in every second block, where that leaves enough for an interval.
+    pub fn arms_in(&self, scenario: Id, block: u32, arms: &[Arm]) -> Vec<Arm> {
+        let plenty = self.blocks(scenario) >= 2 * MIN_BLOCKS as u32;
+        let visited = |arm: &Arm| !(plenty && arm.explains()) || block.is_multiple_of(2);
+        arms.iter().copied().filter(visited).collect()
     }
 
     /// Whether any of these is to be run.

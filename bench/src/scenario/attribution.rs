@@ -9,7 +9,6 @@ use super::bed::Shape;
 use super::drive::Drive;
 use super::steady::PATH;
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
-use crate::arm::Arm;
 use crate::cluster::Charge;
 use crate::results::{Compare, Kind, Metric, Point, Trial, Void, keys};
 use crate::run::Plan;
@@ -63,11 +62,6 @@ impl Experiment for Attribution {
 
     fn visit_estimate(&self, _plan: &Plan) -> Duration {
         WINDOW + Duration::from_millis(700)
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Shape::Pair, arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, _plan: &Plan) -> BTreeMap<String, serde_json::Value> {

@@ -9,7 +9,6 @@ use super::drive::Drive;
 use super::kill::{BEFORE, FINE, RATE};
 use super::steady::PATH;
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
-use crate::arm::Arm;
 use crate::cluster::{Restart, monotonic_ns};
 use crate::load::report::LoadReport;
 use crate::results::{Kind, Metric, Point, Trial, Void, keys};
@@ -80,20 +79,11 @@ impl Experiment for Away {
     }
 
     fn prepare_estimate(&self, plan: &Plan) -> Duration {
-        if plan.wants(&[Id::F1, Id::F2]) {
-            return Duration::ZERO;
-        }
-        let arms = plan.arms_of(Id::F4).len() as u32;
-        (Duration::from_secs(1) + Duration::from_millis(100) * plan.pace.fault_pods) * arms
+        plan.building_fleets(Id::F4, &[Id::F1, Id::F2])
     }
 
     fn visit_estimate(&self, _plan: &Plan) -> Duration {
         BEFORE + AWAY + ALONE + Duration::from_secs(3)
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Self::shape(lab.plan), arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {
@@ -127,22 +117,14 @@ impl Experiment for Away {
             let _ = bed.cluster.control(true);
         }
         let (values, voids, notes) = outcome?;
-        Ok(vec![(
-            Id::F4,
-            Trial {
-                arm: visit.arm.name().to_owned(),
-                point: Point::only(),
-                repeat: visit.block,
-                started_s: began.duration_since(lab.started).as_secs_f64(),
-                duration_s: began.elapsed().as_secs_f64(),
-                load: None,
-                histograms: Default::default(),
-                values,
-                timelines: Vec::new(),
-                voids,
-                notes,
-            },
-        )])
+        let trial = Trial {
+            repeat: visit.block,
+            values,
+            voids,
+            notes,
+            ..lab.trial(visit.arm, Point::only(), began, [])
+        };
+        Ok(vec![(Id::F4, trial)])
     }
 }
 

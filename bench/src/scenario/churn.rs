@@ -10,7 +10,6 @@ use super::drive::Drive;
 use super::meter::{self, Used};
 use super::steady::PATH;
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
-use crate::arm::Arm;
 use crate::cluster::{Belongings, PodSpec, monotonic_ns};
 use crate::results::{Kind, Metric, Point, Stage, Trial, keys};
 use crate::run::Plan;
@@ -61,20 +60,11 @@ impl Experiment for Churn {
     }
 
     fn prepare_estimate(&self, plan: &Plan) -> Duration {
-        if plan.wants(&[Id::F1, Id::F2, Id::X1]) {
-            return Duration::ZERO;
-        }
-        let arms = plan.arms_of(Id::S5).len() as u32;
-        (Duration::from_secs(1) + Duration::from_millis(100) * plan.pace.fault_pods) * arms
+        plan.building_fleets(Id::S5, &[Id::F1, Id::F2, Id::X1])
     }
 
     fn visit_estimate(&self, _plan: &Plan) -> Duration {
         QUIET + EVERY * PODS + CALM + Duration::from_secs(3)
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Self::shape(lab.plan), arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {

@@ -4,10 +4,9 @@
 //! takes longer. What counts is how much of the time the pods could be used: all of the node's, and
 //! the worst of them.
 
-use super::bed::{self, Shape};
+use super::bed::Shape;
 use super::kill::{self, BEFORE, Hit, RATE};
 use super::{Experiment, Failure, Id, Lab, Visit};
-use crate::arm::Arm;
 use crate::cluster::Restart;
 use crate::results::{Compare, Kind, Metric, Timeline, Trial, keys};
 use crate::run::Plan;
@@ -60,20 +59,11 @@ impl Experiment for CrashLoop {
     }
 
     fn prepare_estimate(&self, plan: &Plan) -> Duration {
-        if plan.wants(&[Id::F1, Id::F2]) {
-            return Duration::ZERO;
-        }
-        let arms = plan.arms_of(Id::F3).len() as u32;
-        (Duration::from_secs(1) + Duration::from_millis(100) * plan.pace.fault_pods) * arms
+        plan.building_fleets(Id::F3, &[Id::F1, Id::F2])
     }
 
     fn visit_estimate(&self, _plan: &Plan) -> Duration {
         WINDOW + Duration::from_millis(800)
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Self::shape(lab.plan), arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {
@@ -98,10 +88,7 @@ impl Experiment for CrashLoop {
 
     fn visit(&mut self, lab: &Lab<'_>, visit: Visit) -> Result<Vec<(Id, Trial)>, Failure> {
         let bed = lab.bed(Self::shape(lab.plan), visit.arm)?;
-        let pods = lab.plan.pace.fault_pods;
-        let purpose = format!("F3/{}/{}", visit.arm, visit.block);
-        let unlucky = lab.plan.number(&purpose) % u64::from(pods);
-        let proxy = bed.cluster.proxy_of(&bed::fleet_name(unlucky as u32))?;
+        let proxy = kill::unlucky(lab, &bed, Id::F3, visit)?;
         let began = Instant::now();
         let mut deaths = 0;
         let (reports, first) = kill::under_load(lab, &bed, Id::F3, visit, WINDOW, || {

@@ -10,7 +10,6 @@ use super::bed::Shape;
 use super::drive::Drive;
 use super::steady::PATH;
 use super::{Experiment, Failure, Id, Lab, Visit};
-use crate::arm::Arm;
 use crate::cluster::kube::{APP, LOAD, Observed, PROXY, Stage};
 use crate::cluster::monotonic_ns;
 use crate::load::LoadReport;
@@ -73,11 +72,6 @@ impl Experiment for Deletion {
 
     fn visit_estimate(&self, _plan: &Plan) -> Duration {
         BEFORE + INGRESS_AFTER + Duration::from_secs(7)
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Shape::Pair, arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, _plan: &Plan) -> BTreeMap<String, Value> {

@@ -10,7 +10,6 @@ use super::drive::Drive;
 use super::kill::{self, View};
 use super::steady::PATH;
 use super::{Experiment, Failure, Id, Lab, Visit};
-use crate::arm::Arm;
 use crate::cluster::Placement;
 use crate::cluster::kube::{KubeSite, LOAD, Observed, PROXY};
 use crate::results::{Kind, Metric, Point, Trial, Void, keys};
@@ -73,11 +72,6 @@ impl Experiment for Exhaustion {
 
     fn visit_estimate(&self, plan: &Plan) -> Duration {
         plan.pace.fault_window + plan.renewing() + Duration::from_secs(2)
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Self::shape(lab.plan), arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, Value> {

@@ -86,11 +86,6 @@ impl Experiment for FailClosed {
         (WINDOW + Duration::from_millis(400)) * 3 + plan.renewing() * 2
     }
 
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Shape::Wire, arms)?;
-        Ok(())
-    }
-
     fn parameters(&self, _scenario: Id, _plan: &Plan) -> BTreeMap<String, serde_json::Value> {
         BTreeMap::from([
             ("requests_per_s".to_owned(), json!(RATE)),

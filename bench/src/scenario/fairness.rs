@@ -9,7 +9,6 @@ use super::bed::{self, Shape};
 use super::drive::Drive;
 use super::steady::PATH;
 use super::{Experiment, Failure, Id, Lab, Visit};
-use crate::arm::Arm;
 use crate::results::{Compare, Kind, Metric, Point, Trial, Void, keys};
 use crate::run::Plan;
 use serde_json::json;
@@ -68,11 +67,6 @@ impl Experiment for Fairness {
 
     fn visit_estimate(&self, plan: &Plan) -> Duration {
         ONSET + plan.pace.window + IMPATIENCE + Duration::from_millis(300)
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Shape::Tenants(TENANTS), arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {

@@ -11,7 +11,6 @@
 
 use super::bed::Shape;
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
-use crate::arm::Arm;
 use crate::cluster::{ClusterError, Tool, User};
 use crate::forge::{FORGE, Told};
 use crate::results::{Kind, Metric, Point, Trial, Void, keys};
@@ -71,11 +70,6 @@ impl Experiment for Forgery {
 
     fn visit_estimate(&self, _plan: &Plan) -> Duration {
         Duration::from_secs(5)
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Shape::Pair, arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, _plan: &Plan) -> BTreeMap<String, serde_json::Value> {

@@ -4,10 +4,9 @@
 //! each has to run into its own time-out. An agent's supervisor misses its child's heartbeat and replaces it; a
 //! sidecar goes on after ten seconds as if nothing had been.
 
-use super::bed::{self, Shape};
+use super::bed::Shape;
 use super::kill::{self, BEFORE, CONNECTIONS, Hit, RATE};
 use super::{Experiment, Failure, Id, Lab, Visit};
-use crate::arm::Arm;
 use crate::results::{Kind, Metric, Trial, keys};
 use crate::run::Plan;
 use serde_json::json;
@@ -67,20 +66,11 @@ impl Experiment for Hang {
     }
 
     fn prepare_estimate(&self, plan: &Plan) -> Duration {
-        if plan.wants(&[Id::F1]) {
-            return Duration::ZERO;
-        }
-        let arms = plan.arms_of(Id::F2).len() as u32;
-        (Duration::from_secs(1) + Duration::from_millis(100) * plan.pace.fault_pods) * arms
+        plan.building_fleets(Id::F2, &[Id::F1])
     }
 
     fn visit_estimate(&self, _plan: &Plan) -> Duration {
         BEFORE + HANG + AFTER + Duration::from_millis(800)
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Self::shape(lab.plan), arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {
@@ -113,12 +103,7 @@ impl Experiment for Hang {
 
     fn visit(&mut self, lab: &Lab<'_>, visit: Visit) -> Result<Vec<(Id, Trial)>, Failure> {
         let bed = lab.bed(Self::shape(lab.plan), visit.arm)?;
-        let pods = lab.plan.pace.fault_pods;
-        let unlucky = lab
-            .plan
-            .number(&format!("F2/{}/{}", visit.arm, visit.block))
-            % u64::from(pods);
-        let proxy = bed.cluster.proxy_of(&bed::fleet_name(unlucky as u32))?;
+        let proxy = kill::unlucky(lab, &bed, Id::F2, visit)?;
         let began = Instant::now();
         let window = BEFORE + HANG + AFTER;
         let (reports, stopped) = kill::under_load(lab, &bed, Id::F2, visit, window, || {

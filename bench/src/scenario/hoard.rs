@@ -9,7 +9,6 @@ use super::drive::Drive;
 use super::meter;
 use super::steady::PATH;
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
-use crate::arm::Arm;
 use crate::results::{Kind, Metric, Point, Profile, Stage, Trial, keys};
 use crate::run::Plan;
 use crate::run::gates::Losses;
@@ -89,11 +88,6 @@ impl Experiment for Hoard {
     fn visit_estimate(&self, plan: &Plan) -> Duration {
         let trial = plan.pace.warmup + Self::window(plan) + Duration::from_millis(300);
         trial * 2 + Self::opening(plan)
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Shape::Neighbours, arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {

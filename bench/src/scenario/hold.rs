@@ -8,7 +8,6 @@ use super::bed::{self, Shape};
 use super::drive::Drive;
 use super::steady::PATH;
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
-use crate::arm::Arm;
 use crate::results::{Kind, Metric, Point, Profile, Trial, Void, keys};
 use crate::run::Plan;
 use serde_json::json;
@@ -90,11 +89,6 @@ impl Experiment for Hold {
 
     fn visit_estimate(&self, plan: &Plan) -> Duration {
         Self::opening(plan) + ROUND + SLACK + Self::closed(plan) + Duration::from_millis(500)
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Shape::Fleet(1), arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {

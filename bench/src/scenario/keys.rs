@@ -8,7 +8,6 @@
 use super::bed::{self, Shape};
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
 use crate::accounting::{Certified, KeyScan, KnownKeys};
-use crate::arm::Arm;
 use crate::cluster::ProxyRef;
 use crate::results::{Kind, Metric, Point, Trial, Void, keys};
 use crate::run::Plan;
@@ -64,14 +63,7 @@ impl Experiment for Keys {
     }
 
     fn prepare_estimate(&self, plan: &Plan) -> Duration {
-        if plan.wants(&[Id::F1]) {
-            return Duration::ZERO;
-        }
-        let arms = plan.arms_of(Id::X1).len() as u32;
-        if plan.kubelet {
-            return plan.building(arms as usize);
-        }
-        (Duration::from_secs(1) + Duration::from_millis(100) * plan.pace.fault_pods) * arms
+        plan.building_fleets(Id::X1, &[Id::F1])
     }
 
     fn visit_estimate(&self, plan: &Plan) -> Duration {
@@ -79,11 +71,6 @@ impl Experiment for Keys {
             + plan.renewing()
             + Duration::from_secs(1)
             + Duration::from_millis(300) * plan.pace.fault_pods
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Self::shape(lab.plan), arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, Value> {

@@ -9,7 +9,6 @@ use super::bed::{self, Shape};
 use super::drive::Drive;
 use super::steady::PATH;
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
-use crate::arm::Arm;
 use crate::cluster::{Life, ProxyRef, Restart};
 use crate::load::report::LoadReport;
 use crate::results::{Kind, Metric, Point, Timeline, Trial, Void, keys};
@@ -102,20 +101,11 @@ impl Experiment for Kill {
     }
 
     fn prepare_estimate(&self, plan: &Plan) -> Duration {
-        let arms = plan.arms_of(Id::F1).len() as u32;
-        if plan.kubelet {
-            return plan.building(arms as usize);
-        }
-        (Duration::from_secs(1) + Duration::from_millis(100) * plan.pace.fault_pods) * arms
+        plan.building_fleets(Id::F1, &[])
     }
 
     fn visit_estimate(&self, plan: &Plan) -> Duration {
         plan.pace.fault_window + Duration::from_millis(800) + plan.renewing()
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Self::shape(lab.plan), arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {
@@ -151,12 +141,7 @@ impl Experiment for Kill {
 
     fn visit(&mut self, lab: &Lab<'_>, visit: Visit) -> Result<Vec<(Id, Trial)>, Failure> {
         let bed = lab.bed(Self::shape(lab.plan), visit.arm)?;
-        let pods = lab.plan.pace.fault_pods;
-        let unlucky = lab
-            .plan
-            .number(&format!("F1/{}/{}", visit.arm, visit.block))
-            % u64::from(pods);
-        let proxy = bed.cluster.proxy_of(&bed::fleet_name(unlucky as u32))?;
+        let proxy = unlucky(lab, &bed, Id::F1, visit)?;
         let began = Instant::now();
 
         let window = lab.plan.pace.fault_window;
@@ -178,6 +163,14 @@ impl Experiment for Kill {
         trial.notes.insert(0, format!("killed {}", proxy.name));
         Ok(vec![(Id::F1, trial)])
     }
+}
+
+/// The proxy of a fleet to which something is done in this visit.
+pub(super) fn unlucky(lab: &Lab<'_>, bed: &Bed, id: Id, visit: Visit) -> Result<ProxyRef, Failure> {
+    let pods = u64::from(lab.plan.pace.fault_pods);
+    let purpose = format!("{id}/{}/{}", visit.arm, visit.block);
+    let pod = bed::fleet_name((lab.plan.number(&purpose) % pods) as u32);
+    Ok(bed.cluster.proxy_of(&pod)?)
 }
 
 /// Has every pod of a fleet send while something is done to a proxy, a second after they began; returns

@@ -157,6 +157,11 @@ pub trait Experiment {
     /// How long one visit takes, about.
     fn visit_estimate(&self, plan: &Plan) -> Duration;
 
+    /// The same for an arm that may be asked less.
+    fn visit_estimate_of(&self, plan: &Plan, _arm: Arm) -> Duration {
+        self.visit_estimate(plan)
+    }
+
     /// How long preparing takes, about.
     fn prepare_estimate(&self, plan: &Plan) -> Duration;
 
@@ -164,8 +169,13 @@ pub trait Experiment {
     /// to come are of the same kind. Called before [`Self::prepare`].
     fn recall(&mut self, _parameters: &BTreeMap<String, serde_json::Value>) {}
 
-    /// Sets up what all blocks need. Called once, before the first visit.
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure>;
+    /// Sets up what all blocks need: the beds, and whatever else. Called once, before the first visit.
+    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
+        for shape in self.shapes(lab.plan) {
+            lab.stand(shape, arms)?;
+        }
+        Ok(())
+    }
 
     /// What was fixed for all arms; complete once prepared.
     fn parameters(&self, scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value>;

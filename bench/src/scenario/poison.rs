@@ -10,7 +10,6 @@ use super::drive::Drive;
 use super::kill::FINE;
 use super::steady::PATH;
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
-use crate::arm::Arm;
 use crate::cluster::{PodSpec, monotonic_ns};
 use crate::results::{Kind, Metric, Point, Trial, Void, keys};
 use crate::run::{Interrupt, Plan};
@@ -63,11 +62,6 @@ impl Experiment for Poison {
 
     fn visit_estimate(&self, _plan: &Plan) -> Duration {
         (PHASE + PATIENCE + Duration::from_secs(1)) * 2
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Shape::Pair, arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, _plan: &Plan) -> BTreeMap<String, serde_json::Value> {

@@ -7,7 +7,6 @@
 use super::bed::Shape;
 use super::{Experiment, Failure, Id, Lab, Visit};
 use crate::accounting::Privileges as Held;
-use crate::arm::Arm;
 use crate::results::{Kind, Metric, Point, Trial, keys};
 use crate::run::Plan;
 use serde_json::{Value, json};
@@ -61,20 +60,11 @@ impl Experiment for Privileges {
     }
 
     fn prepare_estimate(&self, plan: &Plan) -> Duration {
-        if plan.wants(&[Id::F1, Id::X1]) {
-            return Duration::ZERO;
-        }
-        let arms = plan.arms_of(Id::X2).len() as u32;
-        (Duration::from_secs(1) + Duration::from_millis(100) * plan.pace.fault_pods) * arms
+        plan.building_fleets(Id::X2, &[Id::F1, Id::X1])
     }
 
     fn visit_estimate(&self, _plan: &Plan) -> Duration {
         Duration::from_millis(50)
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Self::shape(lab.plan), arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, Value> {

@@ -8,7 +8,6 @@
 use super::bed::Shape;
 use super::forgery::attempts;
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
-use crate::arm::Arm;
 use crate::cluster::User;
 use crate::results::{Kind, Metric, Point, Trial, Void, keys};
 use crate::run::Plan;
@@ -53,11 +52,6 @@ impl Experiment for Reachable {
 
     fn visit_estimate(&self, _plan: &Plan) -> Duration {
         Duration::from_secs(1)
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Shape::Pair, arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, _plan: &Plan) -> BTreeMap<String, serde_json::Value> {

@@ -12,7 +12,6 @@ use super::press::spent;
 use super::steady::PATH;
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
 use crate::accounting::Certified;
-use crate::arm::Arm;
 use crate::results::{Kind, Metric, Point, Trial, Void, keys};
 use crate::run::Plan;
 use serde_json::json;
@@ -65,11 +64,6 @@ impl Experiment for Renewing {
 
     fn visit_estimate(&self, _plan: &Plan) -> Duration {
         WINDOW + Duration::from_secs(4)
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Shape::Renewing(PODS), arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, _plan: &Plan) -> BTreeMap<String, serde_json::Value> {

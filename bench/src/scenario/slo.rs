@@ -8,7 +8,6 @@ use super::capacity;
 use super::drive::Drive;
 use super::steady::PATH;
 use super::{Experiment, Failure, Id, Lab, Visit};
-use crate::arm::Arm;
 use crate::results::{Kind, Metric, Point, Trial, keys};
 use crate::run::Plan;
 use crate::run::plan::{OBJECTIVE, Probe};
@@ -70,11 +69,6 @@ impl Experiment for Capacity {
     fn visit_estimate(&self, plan: &Plan) -> Duration {
         let probe = Self::probe(plan);
         (probe.warmup + probe.step + Duration::from_millis(250)) * (STEPS + probe.refinements)
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(Shape::Pair, arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {

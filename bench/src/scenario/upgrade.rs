@@ -10,7 +10,6 @@ mod netns;
 use super::bed::Shape;
 use super::drive::Drive;
 use super::{Experiment, Failure, Id, Lab, Visit};
-use crate::arm::Arm;
 use crate::cluster::Placement;
 use crate::cluster::kube::{APP, KubeSite, Observed, Rollout, Stage};
 use crate::results::{Kind, Metric, Point, Trial, Void, keys};
@@ -80,11 +79,6 @@ impl Experiment for Upgrade {
         } else {
             netns::WINDOW + Duration::from_secs(1)
         }
-    }
-
-    fn prepare(&mut self, lab: &Lab<'_>, arms: &[Arm]) -> Result<(), Failure> {
-        lab.stand(shape(lab.plan), arms)?;
-        Ok(())
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, Value> {
