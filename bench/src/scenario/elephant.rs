@@ -90,7 +90,7 @@ impl Experiment for Elephant {
                         to: SocketAddr::new(bed.cluster.address("aggressor")?, HTTP),
                         connections: streams,
                         rate: None,
-                        window: lab.plan.pace.window,
+                        window: self.quota.window(lab.plan),
                     };
                     press.start(bed, begin).map(Some)
                 })?;

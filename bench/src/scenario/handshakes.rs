@@ -126,7 +126,7 @@ impl Experiment for Handshakes {
                         return Ok(None);
                     }
                     let rate = Some(self.flood * f64::from(*w));
-                    flood(bed, rate, lab.plan.pace.window)?
+                    flood(bed, rate, self.quota.window(lab.plan))?
                         .start(bed, begin)
                         .map(Some)
                 })?;

@@ -95,7 +95,7 @@ impl Experiment for Neighbour {
                     // Enough that a slow answer does not slow the flood down.
                     aggressor.connections = 64;
                     aggressor.timeout = IMPATIENCE;
-                    aggressor.window = lab.plan.pace.window;
+                    aggressor.window = self.quota.window(lab.plan);
                     aggressor.start(bed, begin).map(Some)
                 })?;
             let (mut trial, flood) = measured;

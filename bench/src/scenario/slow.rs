@@ -132,7 +132,9 @@ impl Slow {
         let pressing = match connections {
             0 => None,
             connections => {
-                let window = STANDING + victim::estimate(lab.plan) + lab.plan.pace.warmup;
+                let plan = lab.plan;
+                let longer = self.quota.window(plan).saturating_sub(plan.pace.window);
+                let window = STANDING + victim::estimate(plan) + longer + plan.pace.warmup;
                 let press = Press {
                     kind,
                     pod: "aggressor-client",

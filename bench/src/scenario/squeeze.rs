@@ -119,7 +119,7 @@ impl Squeeze {
                 let url = bed.url("aggressor", "http1", PATH)?;
                 let mut one = Drive::new("aggressor-client", &url, self.quota.rate * NEIGHBOUR);
                 one.seed = lab.plan.schedule(Id::I7, visit.block, "neighbour");
-                one.window = lab.plan.pace.window;
+                one.window = self.quota.window(lab.plan);
                 one.start(bed, begin)
             };
             let (mut trial, neighbour) =

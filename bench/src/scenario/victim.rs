@@ -23,6 +23,10 @@ use std::time::{Duration, Instant};
 const SHARE: f64 = 0.30;
 /// A pod's capacity where it is not sought, requests/s.
 const FIXED_QUOTA: f64 = 700.0;
+/// Requests that a median takes, and what chance may leave out of a schedule.
+const FOR_A_MEDIAN: f64 = 250.0;
+/// Of the windows that are longer for it.
+const LONGEST: Duration = Duration::from_secs(6);
 /// How long whoever is beside the victim has been at it before the victim is measured.
 pub const ONSET: Duration = Duration::from_millis(300);
 
@@ -65,8 +69,14 @@ impl Quota {
                 "victim_requests_per_s".to_owned(),
                 json!((self.rate * SHARE).round()),
             ),
-            ("window_ms".to_owned(), json!(plan.pace.window.as_millis())),
+            ("window_ms".to_owned(), json!(self.window(plan).as_millis())),
         ])
+    }
+
+    /// The profile's window, or a longer one where the victim asks so seldom that its median could not be printed.
+    pub fn window(&self, plan: &Plan) -> Duration {
+        let needed = Duration::from_secs_f64(FOR_A_MEDIAN / (self.rate * SHARE));
+        plan.pace.window.max(needed.min(LONGEST))
     }
 
     /// How long [`Self::prepare`] takes, about.
@@ -162,7 +172,7 @@ pub fn measure<T>(
     // The same schedule whoever is beside it.
     victim.seed = lab.plan.schedule(id, visit.block, "victim");
     victim.warmup = lab.plan.pace.warmup.max(ONSET);
-    victim.window = lab.plan.pace.window;
+    victim.window = quota.window(lab.plan);
     let begin = Drive::appointment(&bed, victim.warmup);
     let other = beside(&bed, begin)?;
     let generator = victim.start(&bed, begin)?;
