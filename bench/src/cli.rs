@@ -14,8 +14,8 @@ use crate::results::{self, Profile, Results, State};
 use crate::run::{self, Ground, KubeOptions, Options, Pace, Plan, RunError};
 use crate::scenario::Id;
 use crate::{
-    attend, cluster, doctor, errand, export, foresee, forge, import, listing, load, perf, report,
-    serve, shelf, stress,
+    attend, cluster, doctor, errand, export, foresee, forge, import, listing, load, peer, perf,
+    report, serve, shelf, stress,
 };
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -139,8 +139,8 @@ struct RunArgs {
     #[arg(long, value_delimiter = ',', value_name = "IDS")]
     scenarios: Vec<Id>,
 
-    /// Arms to run, as in none,sidecar,agent,aa; all of Duet's by default. Others: envoy-http, envoy-tcp (after
-    /// `make peers`), or a file that describes a proxy
+    /// Arms to run, as in none,sidecar,agent,aa; all of Duet's by default, and envoy-http in a full run where it is
+    /// installed. Others: envoy-tcp, haproxy (`make peers` installs them), or a file that describes a proxy
     #[arg(long, value_delimiter = ',', value_name = "ARMS")]
     arms: Vec<Arm>,
 
@@ -431,18 +431,21 @@ fn plan(cluster: ClusterKind, profile: Profile, seed: u64, scenarios: &[Id], arm
         .filter(|id| !kubelet || !id.needs_netns())
         .collect();
     let speaks = |arm: &Arm| scenarios.iter().any(|id| id.runs_in(*arm, profile));
+    let everything = profile == Profile::Full && arms.is_empty() && !kubelet;
+    let envoy = everything.then(peer::envoy).flatten().map(Arm::Peer);
     Plan {
         profile,
         seed,
         arms: Arm::ALL
             .into_iter()
             .filter(|arm| match arms {
-                [] => speaks(arm),
+                [] => speaks(arm) && (profile == Profile::Full || !arm.explains()),
                 chosen => chosen.contains(arm),
             })
             .chain(arms.iter().copied().filter(|arm| arm.peer().is_some()))
-            // There the agents are as they were installed.
-            .filter(|arm| !kubelet || *arm != Arm::AgentTenancy)
+            .chain(envoy.filter(&speaks))
+            // There the proxies are as they were installed.
+            .filter(|arm| !kubelet || !(*arm == Arm::AgentTenancy || arm.redirects_only()))
             .collect(),
         scenarios,
         pace: if kubelet {
@@ -465,7 +468,7 @@ fn present(cluster: ClusterKind, arms: Vec<Arm>) -> Result<Vec<Arm>, Trouble> {
     }
     for absent in peers.filter(|peer| peer.program().is_none()) {
         eprintln!(
-            "duet-bench: {} is left out: its program is not here (`make peers` installs Envoy)",
+            "duet-bench: {} is left out: its program is not here (`make peers` installs Envoy and HAProxy)",
             absent.name
         );
     }

@@ -20,14 +20,21 @@ use std::sync::LazyLock;
 const PEERS: &str = ".cache/duet-peers";
 
 /// Peers that come with the bench, and their templates.
-const BUILT_IN: [&str; 2] = [
+const BUILT_IN: [&str; 3] = [
     include_str!("../peers/envoy-http.yaml"),
     include_str!("../peers/envoy-tcp.yaml"),
+    include_str!("../peers/haproxy.yaml"),
 ];
-const TEMPLATES: [(&str, &str); 1] = [(
-    "envoy.yaml.jinja",
-    include_str!("../peers/envoy.yaml.jinja"),
-)];
+const TEMPLATES: [(&str, &str); 2] = [
+    (
+        "envoy.yaml.jinja",
+        include_str!("../peers/envoy.yaml.jinja"),
+    ),
+    (
+        "haproxy.cfg.jinja",
+        include_str!("../peers/haproxy.cfg.jinja"),
+    ),
+];
 
 /// How somebody else's proxy is run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
@@ -110,6 +117,15 @@ pub fn built_in() -> &'static [Peer] {
             .collect()
     });
     &PEERS
+}
+
+/// The peer of a full run, if it is here.
+pub fn envoy() -> Option<&'static Peer> {
+    let known = |peer: &&Peer| peer.name == "envoy-http";
+    built_in()
+        .iter()
+        .find(known)
+        .filter(|peer| peer.program().is_some())
 }
 
 impl Peer {
@@ -204,17 +220,15 @@ mod tests {
             };
             let arguments = peer.arguments(&facts).unwrap();
             assert!(
-                arguments.contains(&"/run/x/envoy.yaml".to_owned()),
+                arguments.contains(&format!("/run/x/{}", peer.file())),
                 "{arguments:?}"
             );
             let configuration = peer.configuration(&facts).unwrap();
-            for needed in [
-                "10.96.0.10",
-                "10.64.2.2",
-                "/run/x/key.pem",
-                "sa/far",
-                "8080",
-            ] {
+            let mut needed = vec!["10.96.0.10", "10.64.2.2", "8080"];
+            if peer.name.starts_with("envoy") {
+                needed.extend(["/run/x/key.pem", "sa/far"]);
+            }
+            for needed in needed {
                 assert!(configuration.contains(needed), "{}: {needed}", peer.name);
             }
         }

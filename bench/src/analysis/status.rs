@@ -38,7 +38,7 @@ pub fn void_shares(results: &Results) -> Vec<VoidShare> {
 pub fn of(results: &Results, voids: &[VoidShare]) -> Status {
     let mut fatal = broken_parity(results);
     if let Some(why) = &results.interrupted {
-        fatal.push(format!("the run ended early: {why}"));
+        fatal.push(format!("the run is not complete: {why}"));
     }
     let unoptimised = unoptimised(results);
     let gates = gates(results, voids);

@@ -94,7 +94,11 @@ fn describe(pods: &[DescribedPod<'_>], services: &[DescribedService<'_>]) -> Str
             spec.service_account,
             address.v4,
             address.v6,
-            if spec.meshed { "duet" } else { "none" },
+            if spec.meshed && spec.announced {
+                "duet"
+            } else {
+                "none"
+            },
             if spec.strict { "strict" } else { "permissive" },
             spec.opaque_ports,
         );

@@ -52,6 +52,7 @@ pub struct PodSpec {
     pub(crate) node: u32,
     pub(crate) meshed: bool,
     pub(crate) strict: bool,
+    pub(crate) announced: bool,
     pub(crate) opaque_ports: Vec<u16>,
 }
 
@@ -158,6 +159,7 @@ impl PodSpec {
             node: 1,
             meshed: true,
             strict: false,
+            announced: true,
             opaque_ports: Vec::new(),
         }
     }
@@ -187,6 +189,12 @@ impl PodSpec {
     /// Only mTLS is let in.
     pub fn strict(mut self) -> Self {
         self.strict = true;
+        self
+    }
+
+    /// The mesh is not told of its proxy: nobody speaks mTLS to it.
+    pub fn unannounced(mut self) -> Self {
+        self.announced = false;
         self
     }
 

@@ -16,6 +16,9 @@ use crate::scenario::{Beds, Experiment, Failure, Id, Lab, Visit, experiments};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// How often a generator may fail to begin in time before its scenario is given up.
+const TRIES: u32 = 5;
+
 /// What the command line asked for.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -191,11 +194,20 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
             beds: &beds,
         },
     };
-    let mut ended_early = None;
+    let mut failures = Vec::new();
     for mut experiment in wanted {
-        if let Err(error) = ask(&lab, experiment.as_mut(), &mut journal) {
-            ended_early = Some(error);
-            break;
+        match ask(&lab, experiment.as_mut(), &mut journal) {
+            Ok(()) => {}
+            // The others have their own clusters; --resume makes up for this one.
+            Err(error @ RunError::Scenario { .. }) => {
+                progress.line(&format!("given up: {error}"));
+                beds.keep_only(&[]);
+                failures.push(error);
+            }
+            Err(error) => {
+                failures.push(error);
+                break;
+            }
         }
     }
     progress.doing("removing the clusters");
@@ -207,7 +219,8 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
     }
     progress.finish();
 
-    results.interrupted = ended_early.as_ref().map(ToString::to_string);
+    let why: Vec<String> = failures.iter().map(ToString::to_string).collect();
+    results.interrupted = (!why.is_empty()).then(|| why.join("; "));
     if kube.is_none() {
         results.machine.pressure_after = machine::pressure();
     }
@@ -219,7 +232,7 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
     Ok(Finished {
         results,
         out: options.out.clone(),
-        ended_early,
+        ended_early: failures.pop(),
     })
 }
 
@@ -244,14 +257,16 @@ fn time_of(
         .iter()
         .map(|experiment| {
             let id = leading(plan, experiment.as_ref());
-            let blocks = plan
-                .blocks(id)
-                .saturating_sub(finished(experiment.as_ref()));
-            if blocks == 0 {
+            let blocks = finished(experiment.as_ref())..plan.blocks(id);
+            if blocks.is_empty() {
                 return Duration::ZERO;
             }
-            let visits = blocks * plan.arms_of(id).len() as u32;
-            experiment.prepare_estimate(plan) + experiment.visit_estimate(plan) * visits
+            let arms = plan.arms_of(id);
+            let visits: Duration = blocks
+                .flat_map(|block| plan.arms_in(id, block, &arms))
+                .map(|arm| experiment.visit_estimate_of(plan, arm))
+                .sum();
+            experiment.prepare_estimate(plan) + visits
         })
         .sum()
 }
@@ -399,17 +414,20 @@ fn ask(
         }
     }
 
-    let block_estimate = experiment.visit_estimate(plan) * arms.len() as u32;
     for index in before.. {
+        let order = plan.order(id, index, &plan.arms_in(id, index, &arms));
         if index >= blocks {
-            if complete >= blocks || journal.spare < block_estimate {
+            let visits = order.iter();
+            let takes: Duration = visits
+                .map(|arm| experiment.visit_estimate_of(plan, *arm))
+                .sum();
+            if complete >= blocks || journal.spare < takes {
                 break;
             }
-            journal.spare -= block_estimate;
+            journal.spare -= takes;
             lab.progress
                 .line(&format!("{names}: void trials; one block more"));
         }
-        let order = plan.order(id, index, &arms);
         let mut trials = Vec::new();
         for arm in &order {
             lab.interrupt.check().map_err(|i| failed(i.into()))?;
@@ -421,18 +439,21 @@ fn ask(
                 block: index,
                 arm: *arm,
             };
-            let visited = match experiment.visit(lab, visit) {
-                // Nothing was measured, so there is nothing that could be hidden.
-                Err(failure) if failure.measured_nothing() => {
-                    lab.progress.line(&format!("once more: {failure}"));
-                    experiment.visit(lab, visit)
+            let mut visited = experiment.visit(lab, visit);
+            for _ in 1..TRIES {
+                match &visited {
+                    // Nothing was measured, so there is nothing that could be hidden.
+                    Err(failure) if failure.measured_nothing() => {
+                        lab.progress.line(&format!("once more: {failure}"));
+                        visited = experiment.visit(lab, visit);
+                    }
+                    _ => break,
                 }
-                visited => visited,
-            };
+            }
             trials.extend(visited.map_err(failed)?);
             lab.progress.done(
                 &format!("{names}: block {} of {blocks}, {arm}", index + 1),
-                experiment.visit_estimate(plan),
+                experiment.visit_estimate_of(plan, *arm),
             );
         }
         complete += u32::from(trials.iter().all(|(_, trial)| trial.voids.is_empty()));

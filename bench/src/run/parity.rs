@@ -48,7 +48,7 @@ pub fn rows(
             Some(binaries.proxy(arm)?.opt_level.clone())
         }),
         of_proxy("TLS suite", &|arm| {
-            arm.meshed().then(|| tls_suite.to_owned())
+            (arm.meshed() && !arm.explains()).then(|| tls_suite.to_owned())
         }),
         row(
             "application and generator".to_owned(),

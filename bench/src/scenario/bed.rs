@@ -44,6 +44,9 @@ const AMPLE_MILLIS: u32 = 2000;
 /// for each of four pods, little enough that the machine itself does not become
 /// the bottleneck first.
 const SCARCE_MILLIS: u32 = 1000;
+/// Cores of all proxies of a node that equal tenants saturate: so little that their limit is what is shared and not
+/// the machine, whose scheduler would be fair for them.
+const SHARED_MILLIS: u32 = 400;
 /// Cores of each application where neighbours compete.
 const SCARCE_APP_MILLIS: u32 = 400;
 /// Of certificates that are renewed all the time.
@@ -55,7 +58,8 @@ impl Shape {
     /// Limits, the same for every arm.
     pub fn limits(self) -> Limits {
         let (proxies, app) = match self {
-            Self::Neighbours | Self::Tenants(_) => (SCARCE_MILLIS, Some(SCARCE_APP_MILLIS)),
+            Self::Neighbours => (SCARCE_MILLIS, Some(SCARCE_APP_MILLIS)),
+            Self::Tenants(_) => (SHARED_MILLIS, Some(SCARCE_APP_MILLIS)),
             _ => (AMPLE_MILLIS, None),
         };
         Limits {
@@ -93,13 +97,19 @@ impl Shape {
     /// The cluster of this shape for an arm.
     fn wish(self, arm: Arm) -> Wish {
         let servers = self.servers();
+        let opaque = arm.redirects_only();
+        let declared = |protocol: &'static str| if opaque { "tcp" } else { protocol };
         let services = servers.iter().map(|name| {
             ServiceSpec::new(name.as_str())
-                .port_as(80, APP_PORT, "http")
-                .port_as(81, APP_PORT, "kubernetes.io/h2c")
-                .port_as(82, APP_PORT, "grpc")
+                .port_as(80, APP_PORT, declared("http"))
+                .port_as(81, APP_PORT, declared("kubernetes.io/h2c"))
+                .port_as(82, APP_PORT, declared("grpc"))
                 .port_as(83, ECHO_PORT, "tcp")
                 .pods([name.as_str()])
+        });
+        let pods = self.pods().into_iter().map(|pod| match opaque {
+            true => pod.unannounced().opaque_ports([APP_PORT, ECHO_PORT]),
+            false => pod,
         });
         Wish {
             name: arm.name().to_owned(),
@@ -108,7 +118,7 @@ impl Shape {
             peer: arm.peer(),
             proxy_args: arm.proxy_args().to_vec(),
             limits: self.limits(),
-            pods: self.pods(),
+            pods: pods.collect(),
             services: services.collect(),
             servers: servers
                 .iter()

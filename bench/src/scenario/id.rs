@@ -415,11 +415,15 @@ impl Id {
                 _ => false,
             };
         }
+        if arm.redirects_only() {
+            return matches!(self, Self::L1 | Self::L2 | Self::R2);
+        }
         if arm.peer().is_some() {
-            return matches!(
-                self,
-                Self::L1 | Self::L2 | Self::L3 | Self::R1 | Self::R2 | Self::R3
-            );
+            return match self {
+                Self::L1 | Self::L2 | Self::R1 | Self::R2 => true,
+                Self::L3 | Self::R3 => profile != Profile::Full,
+                _ => false,
+            };
         }
         match self {
             Self::L1

@@ -84,11 +84,11 @@ impl Series {
     }
 
     /// The headline of the first series is measured in every block, all else in every second one of a run
-    /// that has twice as many as an interval needs.
-    fn measured_in(&self, block: u32, plan: &Plan, point: &Point) -> bool {
+    /// that has twice as many as an interval needs; of some arms there only the headline.
+    fn measured_in(&self, visit: Visit, plan: &Plan, point: &Point) -> bool {
         let headline = self.service == "near" && self.protocol == "http1";
-        let plenty = plan.pace.blocks >= 2 * MIN_BLOCKS as u32;
-        !plenty || block.is_multiple_of(2) || (headline && point.x == HEADLINE_LOAD)
+        let all = visit.block.is_multiple_of(2) && !headline_only(visit.arm);
+        !plenty(plan) || all || (headline && point.x == HEADLINE_LOAD)
     }
 
     /// As the parameters call the capacity of an arm.
@@ -122,6 +122,16 @@ impl Series {
             }
         }
     }
+}
+
+/// Whether there are twice as many blocks as an interval needs.
+fn plenty(plan: &Plan) -> bool {
+    plan.pace.blocks >= 2 * MIN_BLOCKS as u32
+}
+
+/// Arms that explain the others, or differ from one of them in little.
+fn headline_only(arm: Arm) -> bool {
+    arm.explains() || arm == Arm::AgentTenancy
 }
 
 impl Experiment for Steady {
@@ -192,11 +202,18 @@ impl Experiment for Steady {
         };
         let trials: usize = Series::all(plan).iter().map(points).sum();
         let trial = plan.pace.warmup + plan.pace.window + Duration::from_millis(250);
-        if plan.pace.blocks >= 2 * MIN_BLOCKS as u32 {
+        if plenty(plan) {
             // Of two blocks one has the headline only.
             return trial * (trials as u32 + 1) / 2;
         }
         trial * trials as u32
+    }
+
+    fn visit_estimate_of(&self, plan: &Plan, arm: Arm) -> Duration {
+        if plenty(plan) && headline_only(arm) {
+            return plan.pace.warmup + plan.pace.window + Duration::from_millis(250);
+        }
+        self.visit_estimate(plan)
     }
 
     fn recall(&mut self, parameters: &BTreeMap<String, serde_json::Value>) {
@@ -303,7 +320,7 @@ impl Experiment for Steady {
             let points = series.points();
             let busiest = points.len().saturating_sub(1);
             for (at, (point, rate)) in points.into_iter().enumerate() {
-                if !series.measured_in(visit.block, lab.plan, &point) {
+                if !series.measured_in(visit, lab.plan, &point) {
                     continue;
                 }
                 let began = Instant::now();

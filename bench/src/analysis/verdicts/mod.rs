@@ -266,6 +266,8 @@ fn subject(arm: &Arm) -> String {
         (Placement::Sidecar, "sidecar") => "sidecars".into(),
         (Placement::Agent, "agent") => "the agent".into(),
         (Placement::Sidecar, "classic") => "classic sidecars".into(),
+        (Placement::External, "redirect-sidecar") => "redirection by nftables alone".into(),
+        (Placement::External, "redirect-agent") => "redirection by eBPF alone".into(),
         (_, name) => name.into(),
     }
 }

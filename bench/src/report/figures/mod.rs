@@ -58,6 +58,9 @@ pub fn style(arm: &str) -> (String, Shape) {
         "aa" => (3, Shape::Triangle),
         "agent+tenancy" => (4, Shape::Diamond),
         "classic" => (5, Shape::Triangle),
+        "envoy-http" => (5, Shape::Diamond),
+        "redirect-sidecar" => (6, Shape::Disc),
+        "redirect-agent" => (7, Shape::Square),
         other => (
             5 + other.bytes().map(usize::from).sum::<usize>() % 3,
             Shape::Diamond,
