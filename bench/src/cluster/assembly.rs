@@ -98,7 +98,16 @@ impl Inner {
         Ok(inner)
     }
 
-    pub(super) fn build(&self, pods: Vec<PodSpec>, services: Vec<ServiceSpec>) -> Result<()> {
+    pub(super) fn build(&self, mut pods: Vec<PodSpec>, services: Vec<ServiceSpec>) -> Result<()> {
+        // A proxy is ready once it has an identity, and only members of the mesh are given one.
+        let unannounced: Vec<String> = pods
+            .iter_mut()
+            .filter(|pod| !pod.announced)
+            .map(|pod| {
+                pod.announced = true;
+                pod.name.clone()
+            })
+            .collect();
         self.step("nodes");
         {
             let mut topology = self.topology();
@@ -140,7 +149,14 @@ impl Inner {
         let proxies: Vec<_> = self.topology().proxies.values().cloned().collect();
         proxies
             .iter()
-            .try_for_each(|proxy| proxy.wait_ready(self.plans.ready_timeout))
+            .try_for_each(|proxy| proxy.wait_ready(self.plans.ready_timeout))?;
+        if unannounced.is_empty() {
+            return Ok(());
+        }
+        for pod in &mut self.topology().pods {
+            pod.spec.announced = !unannounced.contains(&pod.spec.name);
+        }
+        self.publish()
     }
 
     pub(super) fn add_pods(&self, specs: Vec<PodSpec>) -> Result<()> {

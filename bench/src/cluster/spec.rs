@@ -192,7 +192,7 @@ impl PodSpec {
         self
     }
 
-    /// The mesh is not told of its proxy: nobody speaks mTLS to it.
+    /// The mesh forgets about its proxy once that is ready: nobody speaks mTLS to it.
     pub fn unannounced(mut self) -> Self {
         self.announced = false;
         self

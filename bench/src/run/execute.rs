@@ -355,6 +355,23 @@ impl Journal<'_> {
     }
 }
 
+/// Tries again where a generator did not begin in time: nothing was measured, so there is nothing that could be
+/// hidden.
+fn patiently<T>(
+    lab: &Lab<'_>,
+    mut attempt: impl FnMut() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    for _ in 1..TRIES {
+        match attempt() {
+            Err(failure) if failure.measured_nothing() => {
+                lab.progress.line(&format!("once more: {failure}"));
+            }
+            outcome => return outcome,
+        }
+    }
+    attempt()
+}
+
 fn ask(
     lab: &Lab<'_>,
     experiment: &mut dyn Experiment,
@@ -387,7 +404,7 @@ fn ask(
     }
 
     lab.beds.keep_only(&experiment.shapes(plan));
-    experiment.prepare(lab, &arms).map_err(failed)?;
+    patiently(lab, || experiment.prepare(lab, &arms)).map_err(failed)?;
     lab.progress.done(
         &format!("{names}: prepared"),
         experiment.prepare_estimate(plan),
@@ -439,17 +456,7 @@ fn ask(
                 block: index,
                 arm: *arm,
             };
-            let mut visited = experiment.visit(lab, visit);
-            for _ in 1..TRIES {
-                match &visited {
-                    // Nothing was measured, so there is nothing that could be hidden.
-                    Err(failure) if failure.measured_nothing() => {
-                        lab.progress.line(&format!("once more: {failure}"));
-                        visited = experiment.visit(lab, visit);
-                    }
-                    _ => break,
-                }
-            }
+            let visited = patiently(lab, || experiment.visit(lab, visit));
             trials.extend(visited.map_err(failed)?);
             lab.progress.done(
                 &format!("{names}: block {} of {blocks}, {arm}", index + 1),

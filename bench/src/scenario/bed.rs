@@ -49,6 +49,8 @@ const SCARCE_MILLIS: u32 = 1000;
 const SHARED_MILLIS: u32 = 400;
 /// Cores of each application where neighbours compete.
 const SCARCE_APP_MILLIS: u32 = 400;
+/// What it takes to start a generator in every bed at once, beyond one's own.
+pub const STARTING_MANY: Duration = Duration::from_millis(700);
 /// Of certificates that are renewed all the time.
 pub const SHORT_LIFE: Duration = Duration::from_secs(60);
 /// Memory of all proxies of a node.

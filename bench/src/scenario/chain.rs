@@ -4,7 +4,7 @@
 //! node than the one before. The slope over one, two and three services, block by block, is what
 //! one more of them adds: the service itself, its client, and the mesh between them.
 
-use super::bed::Shape;
+use super::bed::{STARTING_MANY, Shape};
 use super::drive::Drive;
 use super::meter;
 use super::{Bed, Experiment, Failure, Id, Lab, Visit};
@@ -68,7 +68,7 @@ impl Experiment for Chain {
         for bed in &beds {
             let mut drive = Drive::new("client", &url(bed, HOPS[2])?, RATE / 3.0);
             drive.window = Self::settle(lab.plan);
-            warming.push(drive.start(bed, Drive::appointment(bed, Duration::ZERO))?);
+            warming.push(drive.start(bed, Drive::appointment(bed, STARTING_MANY))?);
         }
         for generator in warming {
             generator.report(lab.interrupt)?;

@@ -420,8 +420,9 @@ impl Id {
         }
         if arm.peer().is_some() {
             return match self {
-                Self::L1 | Self::L2 | Self::R1 | Self::R2 => true,
-                Self::L3 | Self::R3 => profile != Profile::Full,
+                Self::L1 | Self::L2 | Self::R2 => true,
+                // A full run has an hour.
+                Self::L3 | Self::R1 | Self::R3 => profile != Profile::Full,
                 _ => false,
             };
         }

@@ -5,7 +5,7 @@
 //! accounted by the kernel. Rates are shares of the smallest capacity among the
 //! arms, so that no arm is measured near saturation.
 
-use super::bed::Shape;
+use super::bed::{self, Shape};
 use super::capacity;
 use super::drive::Drive;
 use super::meter::{self, Used};
@@ -233,7 +233,7 @@ impl Experiment for Steady {
                 let mut drive = series.drive(bed, SETTLING_RATE)?;
                 drive.warmup = Duration::ZERO;
                 drive.window = plan.pace.settle;
-                let begin = Drive::appointment(bed, Duration::ZERO);
+                let begin = Drive::appointment(bed, bed::STARTING_MANY);
                 warming.push(drive.start(bed, begin)?);
             }
         }

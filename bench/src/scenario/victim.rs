@@ -3,7 +3,7 @@
 //! The victim asks its server for 30 % of what a pod's share of proxy carries, on the same schedule
 //! whoever is beside it. What becomes of its response time against that alone is the slowdown.
 
-use super::bed::Shape;
+use super::bed::{self, Shape};
 use super::capacity;
 use super::drive::Drive;
 use super::meter;
@@ -106,7 +106,8 @@ impl Quota {
                 let url = bed.url(name, "http1", PATH)?;
                 let mut drive = Drive::new(&format!("{name}-client"), &url, 50.0);
                 drive.window = lab.plan.pace.settle;
-                warming.push(drive.start(bed, Drive::appointment(bed, Duration::ZERO))?);
+                let begin = Drive::appointment(bed, bed::STARTING_MANY);
+                warming.push(drive.start(bed, begin)?);
             }
         }
         for generator in warming {
