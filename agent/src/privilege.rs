@@ -17,6 +17,7 @@ use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
     SeccompFilter, SeccompRule, apply_filter,
 };
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// One capability that there is no doing without.
@@ -99,11 +100,35 @@ pub fn give_up_system_calls() -> Result<(), PrivilegeError> {
     apply_filter(&filter).map_err(|error| PrivilegeError::Seccomp(error.to_string()))
 }
 
+/// Which values of one of its arguments a call may have.
+enum Allowed {
+    OneOf(&'static [u64]),
+    /// Bits that are looked at, and how they have to be.
+    Bits {
+        mask: u64,
+        set: u64,
+    },
+}
+
+struct Limited {
+    name: &'static str,
+    call: i64,
+    argument: u8,
+    allowed: Allowed,
+}
+
 /// Of bpf(2). Maps: make, look up, update, delete, next, take, freeze. Programs: load,
 /// list, open, query. Links: make, update, detach. All: pin, open what is pinned, look at;
 /// and load type information.
 const BPF_COMMANDS: [u64; 18] = [
     0, 1, 2, 3, 4, 21, 22, 5, 11, 13, 16, 28, 29, 34, 6, 7, 15, 18,
+];
+
+const FAMILIES: [u64; 4] = [
+    libc::AF_UNIX as u64,
+    libc::AF_INET as u64,
+    libc::AF_INET6 as u64,
+    libc::AF_NETLINK as u64,
 ];
 
 /// All that make a namespace.
@@ -115,201 +140,297 @@ const NEW_NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP;
 
-fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
-    let is = |argument, value: u64| {
-        let length = SeccompCmpArgLen::Dword;
-        let condition = SeccompCondition::new(argument, length, SeccompCmpOp::Eq, value)?;
-        SeccompRule::new(vec![condition])
-    };
-    let one_of = |argument, values: &[u64]| {
-        let rules = values.iter().map(|&value| is(argument, value));
-        rules.collect::<Result<Vec<_>, _>>()
-    };
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        FREE.iter().map(|&call| (call, Vec::new())).collect();
-    let families = [
-        libc::AF_UNIX,
-        libc::AF_INET,
-        libc::AF_INET6,
-        libc::AF_NETLINK,
-    ];
-    let families = families.map(|family| family as u64);
-    rules.insert(libc::SYS_socket, one_of(0, &families)?);
-    rules.insert(libc::SYS_bpf, one_of(0, &BPF_COMMANDS)?);
-    rules.insert(libc::SYS_setns, one_of(1, &[libc::CLONE_NEWNET as u64])?);
+const LIMITED: [Limited; 4] = [
+    Limited {
+        name: "socket",
+        call: libc::SYS_socket,
+        argument: 0,
+        allowed: Allowed::OneOf(&FAMILIES),
+    },
+    Limited {
+        name: "bpf",
+        call: libc::SYS_bpf,
+        argument: 0,
+        allowed: Allowed::OneOf(&BPF_COMMANDS),
+    },
+    Limited {
+        name: "setns",
+        call: libc::SYS_setns,
+        argument: 1,
+        allowed: Allowed::OneOf(&[libc::CLONE_NEWNET as u64]),
+    },
     // A BPF file system, and nothing that changes what is mounted already.
-    let plain = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-    rules.insert(libc::SYS_mount, one_of(3, &[plain])?);
-    // Threads; no processes. clone3 hides its flags, so clone has to do.
-    let mask = (NEW_NAMESPACES | libc::CLONE_THREAD) as u64;
-    let thread = SeccompCondition::new(
-        0,
-        SeccompCmpArgLen::Qword,
-        SeccompCmpOp::MaskedEq(mask),
-        libc::CLONE_THREAD as u64,
-    )?;
-    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![thread])?]);
+    Limited {
+        name: "mount",
+        call: libc::SYS_mount,
+        argument: 3,
+        allowed: Allowed::OneOf(&[libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC]),
+    },
+];
+
+/// Threads; no processes. clone3 hides its flags, so clone has to do.
+const THREADS: Limited = Limited {
+    name: "clone",
+    call: libc::SYS_clone,
+    argument: 0,
+    allowed: Allowed::Bits {
+        mask: (NEW_NAMESPACES | libc::CLONE_THREAD) as u64,
+        set: libc::CLONE_THREAD as u64,
+    },
+};
+
+/// The supervisor's one child as well.
+const PROCESSES: Limited = Limited {
+    allowed: Allowed::Bits {
+        mask: NEW_NAMESPACES as u64,
+        set: 0,
+    },
+    ..THREADS
+};
+
+fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        FREE.iter().map(|(_, call)| (*call, Vec::new())).collect();
+    for limited in LIMITED.iter().chain([&THREADS]) {
+        rules.insert(limited.call, limited.rules()?);
+    }
     Ok(rules)
 }
 
+/// The same for a container runtime, which has to let the supervisor start its child, as
+/// `deploy/seccomp/duet-agent.json` has it: what runc and containerd read.
+pub fn profile() -> Value {
+    let free = FREE.iter().map(|(name, _)| name.trim_start_matches("SYS_"));
+    let mut free: Vec<&str> = free.chain(SUPERVISORS).collect();
+    free.sort_unstable();
+    let allowed = json!({ "names": free, "action": "SCMP_ACT_ALLOW" });
+    let limited = LIMITED.iter().chain([&PROCESSES]);
+    let limited = limited.flat_map(Limited::of_profile);
+    json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": libc::ENOSYS,
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"],
+        "syscalls": std::iter::once(allowed).chain(limited).collect::<Vec<_>>(),
+    })
+}
+
+// === impl Limited ===
+
+impl Limited {
+    fn rules(&self) -> Result<Vec<SeccompRule>, BackendError> {
+        let rule = |operator, value| {
+            let length = match self.allowed {
+                Allowed::OneOf(_) => SeccompCmpArgLen::Dword,
+                Allowed::Bits { .. } => SeccompCmpArgLen::Qword,
+            };
+            let condition = SeccompCondition::new(self.argument, length, operator, value)?;
+            SeccompRule::new(vec![condition])
+        };
+        match self.allowed {
+            Allowed::OneOf(values) => {
+                let rules = values.iter().map(|&value| rule(SeccompCmpOp::Eq, value));
+                rules.collect()
+            }
+            Allowed::Bits { mask, set } => Ok(vec![rule(SeccompCmpOp::MaskedEq(mask), set)?]),
+        }
+    }
+
+    /// One entry for each value.
+    fn of_profile(&self) -> Vec<Value> {
+        let entry = |mut argument: Value| {
+            argument["index"] = self.argument.into();
+            json!({ "names": [self.name], "action": "SCMP_ACT_ALLOW", "args": [argument] })
+        };
+        match self.allowed {
+            Allowed::OneOf(values) => {
+                let equal = |value| json!({ "op": "SCMP_CMP_EQ", "value": value });
+                values.iter().map(|value| entry(equal(value))).collect()
+            }
+            Allowed::Bits { mask, set } => {
+                let masked = json!({ "op": "SCMP_CMP_MASKED_EQ", "value": mask, "valueTwo": set });
+                vec![entry(masked)]
+            }
+        }
+    }
+}
+
+/// What else the supervisor calls, and a runtime on its way to it.
+const SUPERVISORS: [&str; 8] = [
+    "capset",
+    "execve",
+    "kill",
+    "pidfd_open",
+    "signalfd4",
+    "vfork",
+    "wait4",
+    "waitid",
+];
+
+/// Names and numbers.
+macro_rules! calls {
+    ($($(#[$on:meta])* $call:ident,)*) => {
+        &[$($(#[$on])* (stringify!($call), libc::$call),)*]
+    };
+}
+
 /// The calls that take any arguments.
-const FREE: &[i64] = &[
+const FREE: &[(&str, i64)] = calls![
     // Memory.
-    libc::SYS_brk,
-    libc::SYS_madvise,
-    libc::SYS_mincore,
-    libc::SYS_mlock,
-    libc::SYS_mmap,
-    libc::SYS_mprotect,
-    libc::SYS_mremap,
-    libc::SYS_munlock,
-    libc::SYS_munmap,
+    SYS_brk,
+    SYS_madvise,
+    SYS_mincore,
+    SYS_mlock,
+    SYS_mmap,
+    SYS_mprotect,
+    SYS_mremap,
+    SYS_munlock,
+    SYS_munmap,
     // Threads and signals.
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_futex,
-    libc::SYS_get_robust_list,
-    libc::SYS_getcpu,
-    libc::SYS_getpid,
-    libc::SYS_getppid,
-    libc::SYS_gettid,
-    libc::SYS_membarrier,
-    libc::SYS_prctl,
-    libc::SYS_restart_syscall,
-    libc::SYS_rseq,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sched_getaffinity,
-    libc::SYS_sched_yield,
-    libc::SYS_set_robust_list,
-    libc::SYS_set_tid_address,
-    libc::SYS_sigaltstack,
-    libc::SYS_tgkill,
+    SYS_exit,
+    SYS_exit_group,
+    SYS_futex,
+    SYS_get_robust_list,
+    SYS_getcpu,
+    SYS_getpid,
+    SYS_getppid,
+    SYS_gettid,
+    SYS_membarrier,
+    SYS_prctl,
+    SYS_restart_syscall,
+    SYS_rseq,
+    SYS_rt_sigaction,
+    SYS_rt_sigprocmask,
+    SYS_rt_sigreturn,
+    SYS_sched_getaffinity,
+    SYS_sched_yield,
+    SYS_set_robust_list,
+    SYS_set_tid_address,
+    SYS_sigaltstack,
+    SYS_tgkill,
     // Time.
-    libc::SYS_clock_getres,
-    libc::SYS_clock_gettime,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_gettimeofday,
-    libc::SYS_nanosleep,
+    SYS_clock_getres,
+    SYS_clock_gettime,
+    SYS_clock_nanosleep,
+    SYS_gettimeofday,
+    SYS_nanosleep,
     // Files.
-    libc::SYS_chdir,
-    libc::SYS_close,
-    libc::SYS_close_range,
-    libc::SYS_copy_file_range,
-    libc::SYS_dup,
-    libc::SYS_dup3,
-    libc::SYS_faccessat,
-    libc::SYS_faccessat2,
-    libc::SYS_fchmod,
-    libc::SYS_fchmodat,
-    libc::SYS_fchown,
-    libc::SYS_fcntl,
-    libc::SYS_fdatasync,
-    libc::SYS_flock,
-    libc::SYS_fstat,
-    libc::SYS_fstatfs,
-    libc::SYS_fsync,
-    libc::SYS_ftruncate,
-    libc::SYS_getcwd,
-    libc::SYS_getdents64,
-    libc::SYS_ioctl,
-    libc::SYS_lseek,
-    libc::SYS_mkdirat,
-    libc::SYS_newfstatat,
-    libc::SYS_openat,
-    libc::SYS_pread64,
-    libc::SYS_pwrite64,
-    libc::SYS_read,
-    libc::SYS_readlinkat,
-    libc::SYS_readv,
-    libc::SYS_renameat,
-    libc::SYS_renameat2,
-    libc::SYS_sendfile,
-    libc::SYS_splice,
-    libc::SYS_statfs,
-    libc::SYS_statx,
-    libc::SYS_umask,
-    libc::SYS_unlinkat,
-    libc::SYS_utimensat,
-    libc::SYS_write,
-    libc::SYS_writev,
+    SYS_chdir,
+    SYS_close,
+    SYS_close_range,
+    SYS_copy_file_range,
+    SYS_dup,
+    SYS_dup3,
+    SYS_faccessat,
+    SYS_faccessat2,
+    SYS_fchmod,
+    SYS_fchmodat,
+    SYS_fchown,
+    SYS_fcntl,
+    SYS_fdatasync,
+    SYS_flock,
+    SYS_fstat,
+    SYS_fstatfs,
+    SYS_fsync,
+    SYS_ftruncate,
+    SYS_getcwd,
+    SYS_getdents64,
+    SYS_ioctl,
+    SYS_lseek,
+    SYS_mkdirat,
+    SYS_newfstatat,
+    SYS_openat,
+    SYS_pread64,
+    SYS_pwrite64,
+    SYS_read,
+    SYS_readlinkat,
+    SYS_readv,
+    SYS_renameat,
+    SYS_renameat2,
+    SYS_sendfile,
+    SYS_splice,
+    SYS_statfs,
+    SYS_statx,
+    SYS_umask,
+    SYS_unlinkat,
+    SYS_utimensat,
+    SYS_write,
+    SYS_writev,
     // Sockets and waiting.
-    libc::SYS_accept,
-    libc::SYS_accept4,
-    libc::SYS_bind,
-    libc::SYS_connect,
-    libc::SYS_epoll_create1,
-    libc::SYS_epoll_ctl,
-    libc::SYS_epoll_pwait,
-    libc::SYS_eventfd2,
-    libc::SYS_getpeername,
-    libc::SYS_getsockname,
-    libc::SYS_getsockopt,
-    libc::SYS_listen,
-    libc::SYS_pipe2,
-    libc::SYS_ppoll,
-    libc::SYS_pselect6,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmmsg,
-    libc::SYS_recvmsg,
-    libc::SYS_sendmmsg,
-    libc::SYS_sendmsg,
-    libc::SYS_sendto,
-    libc::SYS_setsockopt,
-    libc::SYS_shutdown,
-    libc::SYS_socketpair,
-    libc::SYS_timerfd_create,
-    libc::SYS_timerfd_settime,
+    SYS_accept,
+    SYS_accept4,
+    SYS_bind,
+    SYS_connect,
+    SYS_epoll_create1,
+    SYS_epoll_ctl,
+    SYS_epoll_pwait,
+    SYS_eventfd2,
+    SYS_getpeername,
+    SYS_getsockname,
+    SYS_getsockopt,
+    SYS_listen,
+    SYS_pipe2,
+    SYS_ppoll,
+    SYS_pselect6,
+    SYS_recvfrom,
+    SYS_recvmmsg,
+    SYS_recvmsg,
+    SYS_sendmmsg,
+    SYS_sendmsg,
+    SYS_sendto,
+    SYS_setsockopt,
+    SYS_shutdown,
+    SYS_socketpair,
+    SYS_timerfd_create,
+    SYS_timerfd_settime,
     // Itself.
-    libc::SYS_capget,
-    libc::SYS_getegid,
-    libc::SYS_geteuid,
-    libc::SYS_getgid,
-    libc::SYS_getrandom,
-    libc::SYS_getresgid,
-    libc::SYS_getresuid,
-    libc::SYS_getrusage,
-    libc::SYS_getuid,
-    libc::SYS_prlimit64,
-    libc::SYS_seccomp,
-    libc::SYS_sysinfo,
-    libc::SYS_uname,
+    SYS_capget,
+    SYS_getegid,
+    SYS_geteuid,
+    SYS_getgid,
+    SYS_getrandom,
+    SYS_getresgid,
+    SYS_getresuid,
+    SYS_getrusage,
+    SYS_getuid,
+    SYS_prlimit64,
+    SYS_seccomp,
+    SYS_sysinfo,
+    SYS_uname,
     // What other machines have under other names.
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_access,
+    SYS_access,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_arch_prctl,
+    SYS_arch_prctl,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_chmod,
+    SYS_chmod,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_dup2,
+    SYS_dup2,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_epoll_wait,
+    SYS_epoll_wait,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_getdents,
+    SYS_getdents,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_lstat,
+    SYS_lstat,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_mkdir,
+    SYS_mkdir,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_open,
+    SYS_open,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_pipe,
+    SYS_pipe,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_poll,
+    SYS_poll,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_readlink,
+    SYS_readlink,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_rename,
+    SYS_rename,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_rmdir,
+    SYS_rmdir,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_select,
+    SYS_select,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_stat,
+    SYS_stat,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_time,
+    SYS_time,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_unlink,
+    SYS_unlink,
 ];

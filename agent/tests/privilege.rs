@@ -3,11 +3,20 @@
 mod daemon;
 mod world;
 
-use daemon::{Agent, BINARY, Control, ask, enrol, eventually, log_of};
+use daemon::{Agent, BINARY, Control, ask, enrol, eventually, log_of, told};
 use duet_agent::netns::Netns;
 use duet_agent::passing;
+use nix::errno::Errno;
+use nix::sched::CloneFlags;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use procfs::process::Process;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, apply_filter,
+};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -104,6 +113,84 @@ fn whatever_it_is_started_with_it_keeps_what_it_needs() {
             let connect = || std::net::TcpStream::connect_timeout(&to, Duration::from_secs(5));
             assert!(world.a.run(connect).is_ok());
             eventually(|| ask(world, "list", &[]).status.success());
+            assert!(agent.stop().success(), "{}", log_of(world));
+        },
+    );
+}
+
+/// The profile of deploy/, applied to whatever this thread starts, as runc applies it to
+/// a container.
+#[cfg(target_arch = "x86_64")]
+fn confine(profile: &Value) {
+    let header = "/usr/include/x86_64-linux-gnu/asm/unistd_64.h";
+    let header = std::fs::read_to_string(header).expect("linux-libc-dev is installed");
+    let number = |name: &Value| -> i64 {
+        let define = format!("#define __NR_{} ", name.as_str().unwrap());
+        let mut lines = header.lines();
+        let line = lines.find_map(|line| line.strip_prefix(&define));
+        line.unwrap_or_else(|| panic!("{define}")).parse().unwrap()
+    };
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for entry in profile["syscalls"].as_array().unwrap() {
+        assert_eq!(entry["action"], "SCMP_ACT_ALLOW");
+        for name in entry["names"].as_array().unwrap() {
+            let rules = rules.entry(number(name)).or_default();
+            for argument in entry["args"].as_array().into_iter().flatten() {
+                let value = |key: &str| argument[key].as_u64().unwrap();
+                let (operator, value) = match argument["op"].as_str().unwrap() {
+                    "SCMP_CMP_EQ" => (SeccompCmpOp::Eq, value("value")),
+                    "SCMP_CMP_MASKED_EQ" => {
+                        (SeccompCmpOp::MaskedEq(value("value")), value("valueTwo"))
+                    }
+                    other => panic!("{other}"),
+                };
+                let index = argument["index"].as_u64().unwrap() as u8;
+                let length = SeccompCmpArgLen::Qword;
+                let condition = SeccompCondition::new(index, length, operator, value).unwrap();
+                rules.push(SeccompRule::new(vec![condition]).unwrap());
+            }
+        }
+    }
+    assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
+    let otherwise = profile["defaultErrnoRet"].as_u64().unwrap() as u32;
+    let otherwise = SeccompAction::Errno(otherwise);
+    let filter = SeccompFilter::new(rules, otherwise, SeccompAction::Allow, TargetArch::x86_64);
+    let filter: BpfProgram = filter.unwrap().try_into().unwrap();
+    apply_filter(&filter).unwrap();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_shipped_seccomp_profile_is_this_agents_and_enough() {
+    let path = "../deploy/seccomp/duet-agent.json";
+    let shipped = std::fs::read_to_string(path).unwrap();
+    let shipped: Value = serde_json::from_str(&shipped).unwrap();
+    let print = Command::new(BINARY).arg("seccomp-profile").output();
+    let printed: Value = serde_json::from_slice(&print.unwrap().stdout).unwrap();
+    assert_eq!(
+        shipped, printed,
+        "duet-agent seccomp-profile > deploy/seccomp/duet-agent.json"
+    );
+    test(
+        "the_shipped_seccomp_profile_is_this_agents_and_enough",
+        |world| {
+            let launch = || {
+                confine(&shipped);
+                // It is in force, and the agent does not notice.
+                let denied = nix::sched::unshare(CloneFlags::CLONE_NEWUTS);
+                assert_eq!(denied, Err(Errno::ENOSYS));
+                Agent::supervised(world, &Control::away())
+            };
+            let agent = std::thread::scope(|scope| scope.spawn(launch).join().unwrap());
+            enrol(world, "default/web-0", &world.a);
+            let to: SocketAddr = "10.96.0.10:80".parse().unwrap();
+            let connect = || std::net::TcpStream::connect_timeout(&to, Duration::from_secs(5));
+            assert!(world.a.run(connect).is_ok());
+            kill(agent.proxy().unwrap(), Signal::SIGKILL).unwrap();
+            let crashes = "duet_agent_proxy_restarts_total{reason=\"crash\"}";
+            eventually(|| agent.metric(crashes) == 1.0);
+            eventually(|| told(world, "list", &[]).contains("\tenrolled"));
+            assert!(world.a.run(connect).is_ok());
             assert!(agent.stop().success(), "{}", log_of(world));
         },
     );
