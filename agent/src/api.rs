@@ -73,6 +73,9 @@ pub enum Request {
         /// Who asks, where agents have names.
         #[serde(default)]
         instance: Option<String>,
+        /// Said if it does without the CNI plugin.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        without_cni: bool,
     },
 }
 
@@ -250,6 +253,7 @@ async fn converse(stream: UnixStream, agent: &Arc<Succession>) -> io::Result<()>
                     version,
                     layout,
                     instance,
+                    without_cni,
                 }) => {
                     let stream = lines.into_inner().reunite(write);
                     let stream = stream.map_err(io::Error::other)?.into_std()?;
@@ -257,6 +261,7 @@ async fn converse(stream: UnixStream, agent: &Arc<Succession>) -> io::Result<()>
                         version,
                         layout,
                         instance,
+                        without_cni,
                     };
                     return agent.clone().hand_over(stream, asked).await;
                 }

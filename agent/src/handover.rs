@@ -115,6 +115,7 @@ pub fn request(version: u32, instance: Option<String>) -> Request {
         version,
         layout: bpffs::VERSION.to_owned(),
         instance,
+        without_cni: false,
     }
 }
 
@@ -140,16 +141,25 @@ impl Predecessor {
 
     /// Is given everything, in this version or in the one before. It blocks, for as long
     /// as the other takes.
-    pub fn succeed(self, instance: Option<&str>) -> Result<(Self, Estate), HandoverError> {
-        let request = |version| request(version, instance.map(str::to_owned));
-        let refused = match self.ask(&request(VERSION)) {
+    pub fn succeed(
+        self,
+        instance: Option<&str>,
+        without_cni: bool,
+    ) -> Result<(Self, Estate), HandoverError> {
+        let first = Request::Handover {
+            version: VERSION,
+            layout: bpffs::VERSION.to_owned(),
+            instance: instance.map(str::to_owned),
+            without_cni,
+        };
+        let refused = match self.ask(&first) {
             Err(refused @ HandoverError::Refused { .. }) => refused,
             outcome => return outcome.map(|estate| (self, estate)),
         };
         let Some(again) = Self::find(&self.path)? else {
             return Err(refused);
         };
-        match again.ask(&request(OLDEST)) {
+        match again.ask(&request(OLDEST, instance.map(str::to_owned))) {
             Ok(estate) => Ok((again, estate)),
             // What was said of the version asked for first says more.
             Err(_) => Err(refused),

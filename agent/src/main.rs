@@ -49,6 +49,9 @@ enum Verb {
     Cleanup(CleanupArgs),
     /// Say whether this machine has what the agent needs.
     Doctor(PlaceArgs),
+    /// Print the seccomp profile that the agent's container can do with, for the node's
+    /// container runtime.
+    SeccompProfile,
 }
 
 #[derive(Args)]
@@ -232,6 +235,10 @@ fn main() -> ExitCode {
         Verb::Cni => return cni::run(),
         Verb::Cleanup(args) => ("cleanup", clean(args)),
         Verb::Doctor(args) => ("doctor", examine(args)),
+        Verb::SeccompProfile => {
+            println!("{:#}", privilege::profile());
+            return ExitCode::SUCCESS;
+        }
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("duet-agent {verb}: {error}");

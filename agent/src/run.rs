@@ -2,7 +2,7 @@
 
 use crate::api::Api;
 use crate::bpffs;
-use crate::cni::{self, Install, Installed};
+use crate::cni::{self, Install, Installed, unchain};
 use crate::enrolment::{Enrolment, Openness, Tenure};
 use crate::handover::{Estate, Predecessor};
 use crate::interception::{Before, Interception};
@@ -21,6 +21,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 /// How long a successor waits for the certificates that its predecessor has. With
 /// duet-control there, as it was a moment before, all come within a second.
@@ -157,14 +158,17 @@ async fn serve(
     let reconciler = Reconciler::new(parts.enrolment.clone(), proxy.clone());
     let reconciler = reconciler.map_err(|error| wrong(&error))?;
     tokio::spawn(proxy.draining().run_until_cancelled_owned(reconciler.run()));
-    if let Some(install) = settings.cni.clone() {
-        let installing = keep_installed(install, proxy.not_ready_until("CNI: not installed yet"));
-        tokio::spawn(proxy.draining().run_until_cancelled_owned(installing));
-    }
     let succession = Succession::new(parts, &api).map_err(|error| wrong(&error))?;
+    let plugin = settings.cni.clone().map(|install| {
+        let ready = proxy.not_ready_until("CNI: not installed yet");
+        tokio::spawn(look_after_plugin(install, ready, succession.clone()))
+    });
     let serving = api.serve(succession.clone());
     let serving = tokio::spawn(succession.over().run_until_cancelled_owned(serving));
     end(settings, terminate, proxy, &succession).await;
+    if let Some(plugin) = plugin {
+        let _ = plugin.await;
+    }
     serving.abort();
     let _ = serving.await;
     Ok(())
@@ -184,8 +188,9 @@ async fn succeed(
     let mut waiting: Option<(String, ReadyGuard)> = None;
     let mut next = Some(predecessor);
     while let Some(predecessor) = next {
-        let instance = settings.instance.clone();
-        let asked = aside(move || predecessor.succeed(instance.as_deref())).await;
+        let (instance, without_cni) = (settings.instance.clone(), settings.cni.is_none());
+        let asked = move || predecessor.succeed(instance.as_deref(), without_cni);
+        let asked = aside(asked).await;
         let why = match asked.map_err(|error| wrong(&error))? {
             Ok(succeeded) => return Ok(Some(succeeded)),
             Err(why) => why.to_string(),
@@ -293,9 +298,25 @@ async fn beat(keeper: Arc<Keeper>, proxy: Proxy, before: Tally, counters: Arc<On
     }
 }
 
+/// Keeps the CNI plugin in the runtime's chain until this agent ends. It stays there, for
+/// the next agent; but one that does without it cannot take it out, for it does not see
+/// the runtime's directories, so this one does.
+async fn look_after_plugin(install: Install, ready: ReadyGuard, succession: Arc<Succession>) {
+    let place = install.configurations.clone();
+    keep_installed(install, ready, &succession.proxy().draining()).await;
+    if !succession.is_without_cni() {
+        return;
+    }
+    let unchained = tokio::task::spawn_blocking(move || unchain(&place)).await;
+    match unchained.map_err(std::io::Error::other).flatten() {
+        Ok(_) => tracing::info!("CNI plugin taken out: the next agent does without it"),
+        Err(error) => tracing::error!(%error, "CNI plugin not taken out: run duet-agent cleanup"),
+    }
+}
+
 /// Has the CNI plugin where it belongs, whoever else writes there. A runtime that has
 /// no network yet is no reason to be unready: its network's own pods may wait for this.
-async fn keep_installed(install: Install, ready: ReadyGuard) {
+async fn keep_installed(install: Install, ready: ReadyGuard, until: &CancellationToken) {
     let mut ready = Some(ready);
     let mut trouble = None;
     loop {
@@ -318,7 +339,9 @@ async fn keep_installed(install: Install, ready: ReadyGuard) {
                 }
             }
         }
-        sleep(cni::LOOK).await;
+        if until.run_until_cancelled(sleep(cni::LOOK)).await.is_none() {
+            return;
+        }
     }
 }
 

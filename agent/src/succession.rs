@@ -22,6 +22,7 @@ pub struct Asked {
     pub version: u32,
     pub layout: String,
     pub instance: Option<String>,
+    pub without_cni: bool,
 }
 
 pub struct Succession {
@@ -35,6 +36,7 @@ pub struct Succession {
     instance: Option<String>,
     came_from: Option<String>,
     drain_timeout: Duration,
+    is_without_cni: AtomicBool,
     successor: Mutex<Option<Successor>>,
     over: CancellationToken,
 }
@@ -71,6 +73,7 @@ impl Succession {
             instance,
             came_from,
             drain_timeout,
+            is_without_cni: AtomicBool::default(),
             successor: Mutex::default(),
             over: CancellationToken::new(),
         }))
@@ -91,6 +94,11 @@ impl Succession {
     /// Cancelled once another agent has everything.
     pub fn over(&self) -> CancellationToken {
         self.over.clone()
+    }
+
+    /// Whether that one does without the CNI plugin.
+    pub fn is_without_cni(&self) -> bool {
+        self.is_without_cni.load(Relaxed)
     }
 
     /// Whoever has it now, once this agent's listeners are closed.
@@ -130,6 +138,7 @@ impl Succession {
         };
         let mut slot = self.successor.lock().await;
         self.is_passed_on.store(true, Relaxed);
+        self.is_without_cni.store(asked.without_cni, Relaxed);
         self.over.cancel();
         self.enrolment.release().await;
         // This process may live on for long. Nobody would be let in by it, and the

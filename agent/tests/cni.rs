@@ -16,6 +16,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use world::{PATIENCE, TestPod, World, test};
 
@@ -385,6 +386,66 @@ fn it_stays_in_the_chain_whoever_writes_there_and_cleanup_takes_it_out() {
             assert!(!runtime.programs().join("duet-cni").exists());
             let left = fs::read_dir(scratch.join("net.d")).unwrap().count();
             assert_eq!(left, 1);
+        },
+    );
+}
+
+/// Whether the plugin is in the chain at every moment, until `stop`.
+fn stays_in_chain(runtime: &Runtime<'_>, stop: &AtomicBool) -> bool {
+    while !stop.load(Relaxed) {
+        if runtime.chain() != ["ptp", "duet-cni"] {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    true
+}
+
+#[test]
+fn it_leaves_the_chain_with_an_agent_that_does_without_and_with_no_other() {
+    test(
+        "it_leaves_the_chain_with_an_agent_that_does_without_and_with_no_other",
+        |world| {
+            let Some(runtime) = Runtime::new(world) else {
+                return;
+            };
+            runtime.write(&runtime.network());
+            let discovery = Discovery::start(world);
+            let agent = runtime.launch(&discovery, &[]);
+            eventually(|| ask(world, "list", &[]).status.success() && agent.ready().0 == 200);
+            assert_eq!(runtime.chain(), ["ptp", "duet-cni"]);
+            let taken_over = |agent: &Agent, handovers: f64| {
+                eventually(|| agent.metric("duet_agent_handovers_total") == handovers);
+            };
+            // An upgrade, and an end with nobody there, are no reason to leave.
+            let stop = AtomicBool::new(false);
+            let agent = std::thread::scope(|scope| {
+                let stays = scope.spawn(|| stays_in_chain(&runtime, &stop));
+                let next = runtime.launch(&discovery, &[]);
+                taken_over(&next, 1.0);
+                assert!(agent.end().success());
+                assert!(next.stop().success());
+                let again = runtime.launch(&discovery, &[]);
+                eventually(|| ask(world, "list", &[]).status.success());
+                stop.store(true, Relaxed);
+                assert!(stays.join().unwrap(), "{:?}", runtime.read());
+                again
+            });
+            // The component is taken out of the manifests: the next sees no directories.
+            let next = Agent::launch(world, &discovery.control(), "run", &[]);
+            taken_over(&next, 1.0);
+            eventually(|| runtime.read() == runtime.network());
+            assert!(agent.end().success());
+            assert!(log_of(world).contains("CNI plugin taken out"));
+            // Whoever began with it may end with it.
+            assert!(runtime.programs().join("duet-cni").exists());
+            assert!(next.stop().success());
+            let uid = world.uid(1);
+            let add = || runtime.cnitool("add", &world.a, "web-0", &uid, Some("agent"));
+            add().succeeded();
+            runtime
+                .cnitool("del", &world.a, "web-0", &uid, Some("agent"))
+                .succeeded();
         },
     );
 }

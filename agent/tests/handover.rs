@@ -13,14 +13,17 @@ use discovery::Discovery;
 use duet_agent::enrolment::SWEEP;
 use duet_agent::handover::{self, Predecessor};
 use duet_agent::interception::{Before, Interception};
-use duet_agent::passing::{OLDEST, VERSION};
+use duet_agent::passing::{self, OLDEST, VERSION};
 use duet_core::api::Placement;
 use load::{Load, StopAtEnd, exchange, hold};
 use nix::sys::signal::{Signal, kill};
 use scene::{PODS, Scene};
+use serde_json::{Value, json};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::time::{Duration, Instant};
 use world::{World, tell, test};
 
@@ -249,6 +252,135 @@ fn the_version_before_is_given_what_it_understands() {
         }
         assert!(agent.stop().success());
     });
+}
+
+/// An agent of the first version of the protocol, as far as others see it: it takes
+/// everything from the agent that runs, and hands it to the next. The frames are as that
+/// version wrote them.
+struct First {
+    api: UnixListener,
+    lock: OwnedFd,
+    doors: Vec<(Value, Vec<OwnedFd>)>,
+    end: Value,
+}
+
+impl First {
+    fn take_over(socket: &Path) -> Self {
+        let mut stream = UnixStream::connect(socket).unwrap();
+        stream
+            .write_all(
+                b"{\"verb\":\"handover\",\"version\":1,\"layout\":\"v1\",\"instance\":null}\n",
+            )
+            .unwrap();
+        assert_eq!(line(&mut stream), "{\"ok\":true}");
+        let (mut lock, mut api, mut doors) = (None, None, Vec::new());
+        let end = loop {
+            let (frame, mut files) = passing::receive::<Value>(&stream).unwrap().unwrap();
+            if frame == "lock" {
+                lock = files.pop();
+            } else if frame == "api" {
+                api = files.pop();
+            } else if frame.get("end").is_some() {
+                break frame;
+            } else {
+                let listeners = frame["door"]["listeners"].as_array().unwrap();
+                assert_eq!(listeners.len(), files.len(), "it knows of nothing else");
+                doors.push((frame, files));
+            }
+        };
+        passing::send(&stream, &"taken", &[]).unwrap();
+        let (closed, _) = passing::receive::<Value>(&stream).unwrap().unwrap();
+        assert_eq!(closed, "closed");
+        let api = UnixListener::from(api.unwrap());
+        api.set_nonblocking(false).unwrap();
+        Self {
+            api,
+            lock: lock.unwrap(),
+            doors,
+            end,
+        }
+    }
+
+    /// Returns what it was asked before, in versions that it does not speak.
+    fn hand_over(self) -> Vec<Value> {
+        let mut refused = Vec::new();
+        loop {
+            let (mut stream, _) = self.api.accept().unwrap();
+            let asked: Value = serde_json::from_str(&line(&mut stream)).unwrap();
+            if asked["version"] != 1 {
+                let why = "{\"ok\":false,\"error\":\"it speaks version 1 of the handover\"}\n";
+                stream.write_all(why.as_bytes()).unwrap();
+                refused.push(asked);
+                continue;
+            }
+            let known = ["verb", "version", "layout", "instance"];
+            let mut asked = asked.as_object().unwrap().keys();
+            assert!(asked.all(|key| known.contains(&key.as_str())));
+            stream.write_all(b"{\"ok\":true}\n").unwrap();
+            passing::send(&stream, &"lock", &[self.lock.as_fd()]).unwrap();
+            passing::send(&stream, &"api", &[self.api.as_fd()]).unwrap();
+            for (frame, files) in &self.doors {
+                let door = json!({ "door": {
+                    "netns": frame["door"]["netns"],
+                    "listeners": frame["door"]["listeners"],
+                }});
+                let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+                passing::send(&stream, &door, &files).unwrap();
+            }
+            passing::send(&stream, &self.end, &[]).unwrap();
+            let (taken, _) = passing::receive::<Value>(&stream).unwrap().unwrap();
+            assert_eq!(taken, "taken");
+            drop(self.doors);
+            passing::send(&stream, &"closed", &[]).unwrap();
+            passing::send(&stream, &json!({ "cut": { "connections": 3 } }), &[]).unwrap();
+            return refused;
+        }
+    }
+}
+
+fn line(stream: &mut UnixStream) -> String {
+    let bytes = stream.bytes().map_while(Result::ok);
+    let line = bytes.take_while(|byte| *byte != b'\n').collect();
+    String::from_utf8(line).unwrap()
+}
+
+#[test]
+fn the_first_version_takes_over_and_is_taken_over_from() {
+    test(
+        "the_first_version_takes_over_and_is_taken_over_from",
+        |world| {
+            let discovery = Discovery::start(world);
+            let _processes = discovery.place_both(world);
+            let server = world.b.serve((Ipv4Addr::UNSPECIFIED, 0));
+            let to = SocketAddr::new(world.b.v4, server.port());
+            let control = discovery.control();
+            let agent = Agent::start_with(world, &control);
+            eventually(|| is_serving(world, &agent));
+            let load = Load::default();
+            std::thread::scope(|scope| {
+                let _stop = StopAtEnd(&load);
+                load.client(scope, &world.a, to, Duration::from_millis(20));
+                load.more(20);
+                let first = First::take_over(&world.scratch().join("agent.sock"));
+                assert!(agent.end().success(), "{}", log_of(world));
+                let next = Agent::launch(world, &control, "run", &PATIENT);
+                let refused = first.hand_over();
+                assert_eq!(refused.len(), 1, "{refused:?}");
+                assert_eq!(refused[0]["version"], VERSION);
+                eventually(|| is_serving(world, &next));
+                load.more(20);
+                load.stop();
+                eventually(|| next.metric(CUT) == 3.0);
+                assert_eq!(load.failed(), Vec::<String>::new(), "{}", log_of(world));
+                assert!(next.stop().success());
+            });
+            tell(&format!(
+                "version 1 in between: {} connections served, the slowest in {:.1?}",
+                load.served(),
+                load.slowest()
+            ));
+        },
+    );
 }
 
 #[test]

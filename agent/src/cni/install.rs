@@ -137,18 +137,24 @@ impl Install {
 /// Takes the plugin out of every configuration, then out of `programs`. Says each thing
 /// it removed.
 pub fn uninstall(configurations: &Path, programs: &Path) -> io::Result<Vec<String>> {
-    let mut removed = Vec::new();
-    for path in candidates(configurations)? {
-        if !take_out(&path)? {
-            continue;
-        }
-        removed.push(format!("{NAME} from {}", path.display()));
-    }
+    let mut removed = unchain(configurations)?;
     let program = programs.join(NAME);
     match fs::remove_file(&program) {
         Ok(()) => removed.push(format!("plugin {}", program.display())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(at(&program, error)),
+    }
+    Ok(removed)
+}
+
+/// Takes the plugin out of every configuration. The program stays, for runtimes that end
+/// pods with the chain they began with.
+pub fn unchain(configurations: &Path) -> io::Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for path in candidates(configurations)? {
+        if take_out(&path)? {
+            removed.push(format!("{NAME} from {}", path.display()));
+        }
     }
     Ok(removed)
 }

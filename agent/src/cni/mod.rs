@@ -17,7 +17,7 @@ mod plugin;
 mod put;
 
 pub use admission::{Sandbox, admit};
-pub use install::{Install, Installed, LOOK, uninstall};
+pub use install::{Install, Installed, LOOK, unchain, uninstall};
 pub use plugin::run;
 
 /// The plugin's name: of its file in the runtime's directory, and in configurations.
