@@ -30,6 +30,10 @@ use tokio::sync::{Mutex, MutexGuard, Notify};
 /// How often programs, namespaces and what could not be taken up are looked at.
 pub const SWEEP: Duration = Duration::from_secs(2);
 
+/// How often the cgroup is looked at. One that is removed and made again is without programs
+/// until it is found.
+const GLANCE: Duration = Duration::from_millis(50);
+
 /// How long /ready waits for a workload's certificate. One that nobody certifies
 /// must not keep its neighbours' agent unready for ever.
 const CERTIFIED_WITHIN: Duration = Duration::from_secs(30);
@@ -343,6 +347,10 @@ impl Enrolment {
         uid: Option<String>,
         ready: Option<ReadyGuard>,
     ) -> Result<(), PodError> {
+        // Nothing runs in it before the programs are where they have to be.
+        if self.interception.is_displaced() {
+            self.interception.heal()?;
+        }
         let path = netns.path().display().to_string();
         let record = Record::of(&netns, name.clone(), uid);
         let cookie = netns.cookie();
@@ -456,7 +464,18 @@ impl Enrolment {
                 None => guard = None,
             }
             initial.take();
-            tokio::time::sleep(SWEEP).await;
+            self.rest().await;
+        }
+    }
+
+    /// Until it is time for the next sweep.
+    async fn rest(&self) {
+        let until = Instant::now() + SWEEP;
+        loop {
+            tokio::time::sleep(GLANCE).await;
+            if Instant::now() >= until || self.interception.is_displaced() {
+                return;
+            }
         }
     }
 

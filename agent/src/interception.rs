@@ -177,17 +177,22 @@ impl Interception {
     /// Puts right what somebody has undone: programs detached, or the cgroup deleted and
     /// made again. True if there was anything.
     pub fn heal(&self) -> Result<bool, InterceptionError> {
-        let cgroup = self.cgroup();
-        let found = FileId::of(cgroup.path());
-        let is_another = found.is_ok_and(|found| found.inode != cgroup.id());
+        let is_another = self.is_displaced();
         if is_another {
-            *self.cgroup.lock() = Arc::new(Cgroup::open(Some(cgroup.path()))?);
+            let cgroup = Cgroup::open(Some(self.cgroup().path()))?;
+            *self.cgroup.lock() = Arc::new(cgroup);
         }
         let is_amiss = is_another || self.verify().is_err();
         if is_amiss {
             self.reattach()?;
         }
         Ok(is_amiss)
+    }
+
+    /// Whether there is another cgroup now where this one's was. The programs went with it.
+    pub fn is_displaced(&self) -> bool {
+        let cgroup = self.cgroup();
+        FileId::of(cgroup.path()).is_ok_and(|found| found.inode != cgroup.id())
     }
 
     /// Lets go of what another agent has from now on.

@@ -79,7 +79,9 @@ struct PlaceArgs {
     bpffs: PathBuf,
 
     /// The cgroup, of version 2, whose processes may be redirected. Default: the
-    /// root, that is all processes.
+    /// root, that is all processes. One that may be removed and made again while pods are
+    /// enrolled is not for it: until that is noticed, within 50 ms, its processes go around
+    /// the mesh.
     #[arg(long, env = "DUET_CGROUP", value_name = "DIR")]
     cgroup: Option<PathBuf>,
 }

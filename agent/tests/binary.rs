@@ -7,10 +7,13 @@ mod daemon;
 mod world;
 
 use daemon::{Agent, BINARY, Control, ask, enrol, eventually, log_of, refused, told};
+use duet_agent::enrolment::SWEEP;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
 use world::{PATIENCE, TestPod, Wire, test};
 
 fn connect(pod: &TestPod, to: &str) -> std::io::Result<TcpStream> {
@@ -206,6 +209,56 @@ fn the_socket_is_roots_alone() {
         let answer = answer.unwrap_err().to_string();
         assert_eq!(answer, "uid 65534 may not ask this agent for anything");
     });
+}
+
+/// Whether a new process in `cgroup`, and in the pod, is redirected: nobody else is where
+/// it wants to go.
+fn is_redirected_in(cgroup: &Path, pod: &TestPod) -> bool {
+    let client = pod.run(|| {
+        Command::new("bash")
+            .args([
+                "-c",
+                "read -r && timeout 5 bash -c 'exec 3<>/dev/tcp/10.96.0.10/80'",
+            ])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+    });
+    let mut client = client.unwrap();
+    fs::write(cgroup.join("cgroup.procs"), client.id().to_string()).unwrap();
+    client.stdin.take().unwrap().write_all(b"\n").unwrap();
+    client.wait().unwrap().success()
+}
+
+#[test]
+fn who_is_enrolled_after_the_cgroup_was_made_again_is_redirected_from_the_start() {
+    test(
+        "who_is_enrolled_after_the_cgroup_was_made_again_is_redirected_from_the_start",
+        |world| {
+            let below = world.below("pods");
+            let _agent = Agent::start(&below);
+            enrol(world, "default/web-0", &world.a);
+            assert!(is_redirected_in(&below.cgroup, &world.a));
+            for pod in 1..=5 {
+                eventually(|| fs::remove_dir(&below.cgroup).is_ok());
+                fs::create_dir(&below.cgroup).unwrap();
+                let name = format!("default/web-{pod}");
+                enrol(world, &name, &world.b);
+                assert!(
+                    is_redirected_in(&below.cgroup, &world.b),
+                    "{}",
+                    log_of(world)
+                );
+                told(world, "remove", &["--workload", &name]);
+            }
+            // Who was enrolled before, in a moment.
+            eventually(|| fs::remove_dir(&below.cgroup).is_ok());
+            fs::create_dir(&below.cgroup).unwrap();
+            let began = Instant::now();
+            eventually(|| is_redirected_in(&below.cgroup, &world.a));
+            assert!(began.elapsed() < SWEEP, "{:?}", began.elapsed());
+        },
+    );
 }
 
 #[test]

@@ -88,6 +88,7 @@ pub struct World {
     pub b: TestPod,
 }
 
+#[derive(Clone)]
 pub struct TestPod {
     pub path: PathBuf,
     pub v4: IpAddr,
@@ -224,6 +225,19 @@ impl World {
 
     pub fn scratch(&self) -> PathBuf {
         scratch(&self.id)
+    }
+
+    /// The same, for an agent whose cgroup is one below that is made for it.
+    pub fn below(&self, name: &str) -> Self {
+        let cgroup = self.cgroup.join(name);
+        fs::create_dir(&cgroup).unwrap();
+        Self {
+            id: self.id.clone(),
+            cgroup,
+            bpffs: self.bpffs.clone(),
+            a: self.a.clone(),
+            b: self.b.clone(),
+        }
     }
 
     /// A pod's UID that no other test has.
