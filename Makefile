@@ -134,8 +134,9 @@ test-kubernetes:    ## the tests that need a cluster with Duet on it; KUBECONFIG
 	  --test crd --test injector_kube --test kube_source --test kube_identity --test kube_status --test kube_trouble \
 	  --test kube_life --test manifests --test kubernetes --test kubectl_duet
 
-scale:              ## a mesh of ten thousand simulated pods in the cluster that KUBECONFIG names: figures, minutes
-	cargo test --release --workspace --locked $(CARGO_FLAGS) --test kube_scale -- --ignored --nocapture
+scale: build        ## a mesh of ten thousand simulated pods in the cluster that KUBECONFIG names: figures, minutes
+	DUET_SCALE_CONTROL=$(CURDIR)/target/release/duet-control \
+	  cargo test --workspace --locked $(CARGO_FLAGS) --test kube_scale -- --ignored --nocapture
 
 uninstall:          ## takes it out again; deploy/README.md says what to do before
 	kubectl delete -k deploy/overlays/$(OVERLAY) --ignore-not-found

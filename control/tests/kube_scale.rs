@@ -1,10 +1,10 @@
 //! A big mesh in a real API server: how long, how much, how fast (`make scale`).
 //!
 //! Nothing here passes or fails by its figures: it prints them. The pods are simulated
-//! (`simulated`), everything else is real: the API server and its controllers, the
-//! duet-control of this build as a process of its own, its TLS, its gRPC, tokens that
-//! the API server has given and reviews. The size is set by `DUET_SCALE_PODS` (10 000)
-//! and `DUET_SCALE_WATCHERS` (200 agents, and as many sidecars).
+//! (`simulated`), everything else is real: the API server and its controllers,
+//! duet-control as a process of its own (`DUET_SCALE_CONTROL`, or this build's), its TLS,
+//! its gRPC, tokens that the API server has given and reviews. The size is set by
+//! `DUET_SCALE_PODS` (10 000) and `DUET_SCALE_WATCHERS` (200 agents, and as many sidecars).
 
 mod mesh;
 mod simulated;
@@ -406,7 +406,9 @@ impl Control {
     fn start_on(namespace: &str, api: SocketAddr, health: SocketAddr) -> Self {
         use std::io::BufRead;
         let began = Instant::now();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_duet-control"))
+        let program = std::env::var("DUET_SCALE_CONTROL");
+        let program = program.unwrap_or_else(|_| env!("CARGO_BIN_EXE_duet-control").to_owned());
+        let mut child = Command::new(&program)
             .args([
                 "--source",
                 "kube",
@@ -424,7 +426,7 @@ impl Control {
             ])
             .stderr(Stdio::piped())
             .spawn()
-            .expect("the binary of this build");
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
         let mut lines = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
         let mut addresses = None;
         for line in lines.by_ref() {

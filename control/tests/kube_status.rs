@@ -143,6 +143,15 @@ async fn routes() {
             "spec": { "parentRefs": parent, "rules": [{ "filters": mirror, "backendRefs": to_web }] },
         }))
         .await;
+        let extension = json!([{
+            "type": "ExtensionRef",
+            "extensionRef": { "group": "example.org", "kind": "Filter", "name": "any" },
+        }]);
+        ns.create::<HttpRoute>(json!({
+            "metadata": { "name": "extended" },
+            "spec": { "parentRefs": parent, "rules": [{ "filters": extension, "backendRefs": to_web }] },
+        }))
+        .await;
         ns.create::<GrpcRoute>(json!({
             "metadata": { "name": "late" },
             "spec": {
@@ -152,7 +161,7 @@ async fn routes() {
         }))
         .await;
 
-        for name in ["plain", "canary"] {
+        for name in ["plain", "canary", "mirror"] {
             eventually("what proxies can do is accepted", async || {
                 condition(&route::<HttpRoute>(&ns, name).await, "Accepted")
                     .is_some_and(|(reason, _)| reason == "Accepted")
@@ -160,16 +169,16 @@ async fn routes() {
             .await;
         }
         eventually("the other one is not, and told why", async || {
-            condition(&route::<HttpRoute>(&ns, "mirror").await, "Accepted").is_some_and(
+            condition(&route::<HttpRoute>(&ns, "extended").await, "Accepted").is_some_and(
                 |(reason, message)| {
                     reason == "UnsupportedValue"
-                        && message.starts_with("spec.rules[0].filters[0]: the filter \"RequestMirror\"")
+                        && message.starts_with("spec.rules[0].filters[0]: the filter \"ExtensionRef\"")
                 },
             )
         })
         .await;
-        let mirrored = route::<HttpRoute>(&ns, "mirror").await;
-        assert_eq!(condition(&mirrored, "ResolvedRefs").unwrap().0, "ResolvedRefs");
+        let extended = route::<HttpRoute>(&ns, "extended").await;
+        assert_eq!(condition(&extended, "ResolvedRefs").unwrap().0, "ResolvedRefs");
         eventually("its parent is missed", async || {
             condition(&route::<GrpcRoute>(&ns, "late").await, "Accepted")
                 .is_some_and(|(reason, _)| reason == "NoMatchingParent")
@@ -196,7 +205,7 @@ async fn routes() {
         let after = route::<HttpRoute>(&ns, "plain").await;
         assert_eq!(before["metadata"]["resourceVersion"], after["metadata"]["resourceVersion"]);
 
-        let rules = json!([{ "filters": mirror, "backendRefs": to_web }]);
+        let rules = json!([{ "filters": extension, "backendRefs": to_web }]);
         ns.patch::<HttpRoute>("plain", json!({ "spec": { "rules": rules } })).await;
         eventually("a change is judged", async || {
             condition(&route::<HttpRoute>(&ns, "plain").await, "Accepted")

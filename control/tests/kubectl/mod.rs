@@ -200,6 +200,8 @@ spec:
         - name: web
           image: {IMAGE}
           args: [serve, --http, '8080']
+          # Without, whoever asks for some may have it all.
+          resources: {{ requests: {{ cpu: 100m }} }}
           readinessProbe: {{ httpGet: {{ path: /, port: 8080 }}, periodSeconds: 1 }}
           # Endpoints are taken away everywhere before the server stops.
           lifecycle: {{ preStop: {{ sleep: {{ seconds: 4 }} }} }}
@@ -246,6 +248,7 @@ spec:
     - name: load
       image: {IMAGE}
       args: {flags}
+      resources: {{ requests: {{ cpu: 100m }} }}
       # Whoever follows its log has that time to begin.
       lifecycle: {{ preStop: {{ sleep: {{ seconds: 5 }} }} }}
 "
