@@ -132,7 +132,7 @@ test-kubernetes:    ## the tests that need a cluster with Duet on it; KUBECONFIG
 	@[ -n "$$KUBECONFIG" ] || { echo 'which cluster? export KUBECONFIG=FILE; make cluster says which' >&2; exit 64; }
 	cargo test --workspace --locked $(CARGO_FLAGS) --no-fail-fast \
 	  --test crd --test injector_kube --test kube_source --test kube_identity --test kube_status --test kube_trouble \
-	  --test kube_life --test manifests --test kubernetes --test kubectl_duet
+	  --test kube_life --test manifests --test kubernetes --test kubectl_duet --test trouble
 
 scale: build        ## a mesh of ten thousand simulated pods in the cluster that KUBECONFIG names: figures, minutes
 	DUET_SCALE_CONTROL=$(CURDIR)/target/release/duet-control \
