@@ -128,7 +128,7 @@ install:            ## Duet, into the cluster that KUBECONFIG names: OVERLAY=bot
 	kubectl -n duet-system rollout status deployment/duet-control --timeout=180s
 
 # One test binary after another: each has the cluster to itself.
-test-kubernetes:    ## the tests that need a cluster with Duet on it; KUBECONFIG names it
+test-kubernetes:    ## the tests that need a cluster with Duet on it; KUBECONFIG names it. DUET_DISRUPTIVE_TESTS=1: also those that break it for a while
 	@[ -n "$$KUBECONFIG" ] || { echo 'which cluster? export KUBECONFIG=FILE; make cluster says which' >&2; exit 64; }
 	cargo test --workspace --locked $(CARGO_FLAGS) --no-fail-fast \
 	  --test crd --test injector_kube --test kube_source --test kube_identity --test kube_status --test kube_trouble \
