@@ -49,8 +49,10 @@ peers:              ## installs Envoy and HAProxy, to be compared with: duet-ben
 	@$(DUET_PEERS)/bin/envoy --version
 	@PATH=$$PATH:/usr/sbin haproxy -v | head -n 1
 
-build:              ## everything, optimised, in one go, so that all modes carry the same core
-	cargo build --release --workspace --locked $(CARGO_FLAGS)
+build:              ## everything, optimised, in target/release; both proxies in one go, so that they carry the same core
+	cargo build --release --locked $(CARGO_FLAGS) -p duet-sidecar -p duet-agent
+	cargo build --profile tools --locked $(CARGO_FLAGS) -p duet-control -p kubectl-duet -p duet-bench
+	ln -f target/tools/duet-control target/tools/kubectl-duet target/tools/duet-bench target/release/
 
 test: test-deps h2spec ## every test; those that need root say so when they are skipped
 	cargo test --workspace --locked $(CARGO_FLAGS) --no-fail-fast

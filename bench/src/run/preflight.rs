@@ -37,7 +37,7 @@ pub struct Binaries {
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// A binary is missing or will not start.
-    #[error("{path}: {problem}; build everything with `cargo build --release --workspace`", path = path.display())]
+    #[error("{path}: {problem}; build everything with `make build`", path = path.display())]
     Unusable {
         /// Which.
         path: PathBuf,
@@ -50,7 +50,7 @@ pub enum Refusal {
     /// The proxies are not the same proxy.
     #[error(
         "{a} has core {a_core}, {b} has core {b_core}: the arms would differ in more than placement; \
-         build all with one `cargo build --release --workspace`"
+         build all with one `make build`"
     )]
     Fingerprints {
         /// One binary,
@@ -92,7 +92,7 @@ pub enum Refusal {
     /// Built without optimisation.
     #[error(
         "{what} was built without optimisation, so its timings mean nothing; build with \
-         `cargo build --release --workspace`, or pass --allow-debug for a run that claims nothing"
+         `make build`, or pass --allow-debug for a run that claims nothing"
     )]
     Debug {
         /// Which.
