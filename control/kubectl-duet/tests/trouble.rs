@@ -116,21 +116,27 @@ fn the_webhook_cannot_be_reached() {
         })
         .to_string(),
     );
-    // Nobody has this label, so the service has no endpoints.
-    let service = [
-        "-n",
-        "duet-system",
+    // A port at which nobody listens. Without endpoints alone, the API server would go on
+    // with the connection that it has.
+    let port = |port: u16| {
+        let replace = |index: usize| {
+            json!({
+                "op": "replace", "path": format!("/webhooks/{index}/clientConfig/service/port"),
+                "value": port,
+            })
+        };
+        json!([replace(0), replace(1)]).to_string()
+    };
+    let patch = [
         "patch",
-        "service/duet-injector",
-        "--type=merge",
+        "mutatingwebhookconfiguration/duet-injector",
+        "--type=json",
         "-p",
     ];
-    let selector =
-        |value: Value| json!({ "spec": { "selector": { "duet.dev/nobody": value } } }).to_string();
-    let (away, back) = (selector(json!("here")), selector(Value::Null));
-    let mended = [&service[..], &[&back]].concat();
+    let (away, back) = (port(444), port(443));
+    let mended = [&patch[..], &[&back]].concat();
     let mend = Mend(&mended, String::new());
-    kubectl_said(&[&service[..], &[&away]].concat(), "");
+    kubectl_said(&[&patch[..], &[&away]].concat(), "");
 
     eventually("the check names the webhook and what to look at", || {
         let (failed, code) = failures();
