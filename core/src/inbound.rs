@@ -141,7 +141,8 @@ async fn streams(
             flush.poll(cx, |cx| {
                 while let Some(accepted) = ready!(connection.poll_accept(cx)) {
                     let (request, respond) = accepted?;
-                    let stream = inbound.clone().stream(request, respond);
+                    // Boxed: whatever it is wrapped in has room for it several times.
+                    let stream = Box::pin(inbound.clone().stream(request, respond));
                     let stream = local.tenant.share().of(stream);
                     let cancel = local.cancel.clone();
                     let stream = cancel.run_until_cancelled_owned(stream);

@@ -457,7 +457,8 @@ fn accept<F>(
                     let _ = stream.set_nodelay(true);
                     let client = crate::capture::canonical(client);
                     let place = local.tenant.connection(direction);
-                    let connection = story(local.clone(), stream, client);
+                    // Boxed: whatever it is wrapped in has room for it several times.
+                    let connection = Box::pin(story(local.clone(), stream, client));
                     let connection = local.tenant.share().of(async move {
                         connection.await;
                         drop(place);

@@ -7,6 +7,7 @@ use crate::batch::batched;
 use crate::detect::Protocol;
 use crate::relay::Abort;
 use crate::tenancy::{Share, Tenant};
+use futures_util::FutureExt;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -48,10 +49,8 @@ where
     H: Unpin + Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let service = service_fn(move |request| {
-        let response = handle(request);
-        async move { Ok::<_, Infallible>(response.await) }
-    });
+    // An async block would have room for the response's future twice.
+    let service = service_fn(move |request| handle(request).map(Ok::<_, Infallible>));
     if protocol == Protocol::Http2 {
         let (io, flush) = batched(io);
         let window = tenant.window(CONNECTION_WINDOW);
