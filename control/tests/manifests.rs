@@ -15,7 +15,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// What code asks of the API server, by the type it names. What the source watches,
 /// and gives a status, is read from its code.
 #[rustfmt::skip]
-const CALLS: [(&str, &str, &[&str]); 11] = [
+const CALLS: [(&str, &str, &[&str]); 12] = [
     ("ConfigMap", "configmaps", &["list", "watch", "create", "patch", "delete"]),
     ("DynamicObject", "authorizationpolicies/status.duet.dev", &["patch"]),
     ("DynamicObject", "grpcroutes/status.gateway.networking.k8s.io", &["patch"]),
@@ -23,6 +23,7 @@ const CALLS: [(&str, &str, &[&str]); 11] = [
     ("Lease", "leases.coordination.k8s.io", &["get", "create", "update"]),
     ("MutatingWebhookConfiguration", "mutatingwebhookconfigurations.admissionregistration.k8s.io", &["get", "list", "watch", "patch"]),
     ("Namespace", "namespaces", &["get", "list", "watch"]),
+    ("Node", "nodes", &["list", "watch"]),
     ("Pod", "pods", &["get"]),
     ("Pod", "pods/status", &["patch"]),
     ("Secret", "secrets", &["get", "list", "watch", "create", "patch"]),
