@@ -541,6 +541,7 @@ fn the_api_server_lets_duet_do_its_work_and_nothing_else() {
     #[rustfmt::skip]
     let questions: &[(&str, &str, bool)] = &[
         ("duet-control", "list pods --all-namespaces", true),
+        ("duet-control", "watch nodes", true),
         ("duet-control", "watch endpointslices.discovery.k8s.io --all-namespaces", true),
         ("duet-control", "watch authorizationpolicies.duet.dev --all-namespaces", true),
         ("duet-control", "patch pods --subresource=status -n default", true),
@@ -563,7 +564,7 @@ fn the_api_server_lets_duet_do_its_work_and_nothing_else() {
         ("duet-control", "create serviceaccounts --subresource=token -n default", false),
         ("duet-control", "patch services -n default", false),
         ("duet-control", "patch nodes", false),
-        ("duet-control", "list nodes", false),
+        ("duet-control", "get nodes", false),
         ("duet-control", "patch namespaces", false),
         ("duet-control", "update leases.coordination.k8s.io -n kube-system", false),
         ("duet-control", "create mutatingwebhookconfigurations.admissionregistration.k8s.io", false),
