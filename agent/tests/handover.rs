@@ -338,6 +338,10 @@ impl First {
     }
 }
 
+#[expect(
+    clippy::unbuffered_bytes,
+    reason = "what follows the line stays in the socket"
+)]
 fn line(stream: &mut UnixStream) -> String {
     let bytes = stream.bytes().map_while(Result::ok);
     let line = bytes.take_while(|byte| *byte != b'\n').collect();

@@ -89,7 +89,7 @@ impl Idle<'_> {
         drop(several(20).await?);
         tokio::time::sleep(Duration::from_secs(1)).await;
         let before = self.held()?;
-        let connections = several(CONNECTIONS).await?;
+        let _connections = several(CONNECTIONS).await?;
         tokio::time::sleep(Duration::from_secs(2)).await;
         let each = self.each_since(before)?;
         println!("bytes for each idle connection, client's and server's proxy: {each:?}");

@@ -456,12 +456,16 @@ impl Model {
                         address: backend.address.to_string(),
                         port: *number,
                         workload,
-                        zones: by_zone
-                            .then(|| backend.zones.iter().map(ToString::to_string).collect())
-                            .unwrap_or_default(),
-                        node: by_node
-                            .then(|| backend.node.to_string())
-                            .unwrap_or_default(),
+                        zones: if by_zone {
+                            backend.zones.iter().map(ToString::to_string).collect()
+                        } else {
+                            Vec::new()
+                        },
+                        node: if by_node {
+                            backend.node.to_string()
+                        } else {
+                            String::new()
+                        },
                         weight: 0,
                     };
                     chosen.insert((&backend.address, *number), endpoint);
