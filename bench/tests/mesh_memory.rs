@@ -18,8 +18,8 @@ const HTTP: u16 = 8080;
 const OPAQUE: u16 = 9000;
 
 const CONNECTIONS: usize = 2000;
-/// What one may cost each of the two proxies that it passes. Most of HTTP's is hyper's
-/// buffers, of which it keeps 8 KiB for either direction.
+/// What one may cost each of the two proxies that it passes. Of HTTP's, hyper begins with
+/// buffers of 8 KiB for either direction.
 const MOST_HTTP: u64 = 24 * 1024;
 const MOST_OPAQUE: u64 = 16 * 1024;
 
