@@ -16,7 +16,12 @@ const HTTP: u16 = 8080;
 const GRPC: u16 = 8081;
 
 /// For what happens within a backoff of a second or two, on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(40);
+/// What both servers take. One that was held up once, as a busy machine does, is slower by so
+/// small a factor that it is asked again within [`PATIENCE`].
+const SERVICE: Duration = Duration::from_millis(20);
+/// Requests at the same time, so that the slower of two has its share.
+const CROWD: usize = 4;
 
 mesh::in_both_placements!(run);
 
@@ -48,6 +53,7 @@ fn run(placement: Placement) {
             two: Moody::http1(mesh.app("two"), HTTP),
             grpc: ["one", "two"].map(|pod| Moody::http2(mesh.app(pod), GRPC)),
         };
+        t.take(SERVICE);
         let mut checks = Checks::default();
         checks.run("opened early", t.opened_early()).await;
         checks.run("out and back", t.out_and_back()).await;
@@ -91,6 +97,19 @@ impl Resilience<'_> {
             statuses.push(client.get("/").await?.status);
         }
         Ok(statuses)
+    }
+
+    /// As [`Self::statuses`], some at the same time.
+    async fn crowd(&self, to: SocketAddr, count: usize) -> Result<Vec<StatusCode>> {
+        let clients = (0..CROWD).map(|_| self.statuses(to, count / CROWD));
+        Ok(futures_util::future::try_join_all(clients).await?.concat())
+    }
+
+    /// How long the two take from now on.
+    fn take(&self, time: Duration) {
+        for server in [&self.one, &self.two] {
+            server.turn_slow(time, Duration::ZERO);
+        }
     }
 
     /// A client may open connections before it has requests for them: bound to one
@@ -156,12 +175,11 @@ impl Resilience<'_> {
         self.mesh.describe(&text, &["client"]).await
     }
 
-    /// How many of as many requests each of the two gets, some at the same time.
+    /// How many of as many requests each of the two gets.
     async fn shares(&self, count: usize) -> Result<[u64; 2]> {
         let asked = || [self.one.asked(), self.two.asked()];
         let before = asked();
-        let clients = (0..4).map(|_| self.statuses(self.shop, count / 4));
-        let statuses = futures_util::future::try_join_all(clients).await?.concat();
+        let statuses = self.crowd(self.shop, count).await?;
         ensure!(errors(&statuses) == 0, "{statuses:?}");
         let after = asked();
         Ok([after[0] - before[0], after[1] - before[1]])
@@ -204,9 +222,7 @@ impl Resilience<'_> {
 
     async fn weights(&self) -> Result<()> {
         // So long that what else the machine does makes little difference.
-        for server in [&self.one, &self.two] {
-            server.turn_slow(Duration::from_millis(50), Duration::ZERO);
-        }
+        self.take(Duration::from_millis(50));
         self.shares(80).await?;
         self.describe_all(&[("one", "    weight: 4\n")]).await?;
         let shares = self.shares(200).await?;
@@ -229,9 +245,7 @@ impl Resilience<'_> {
         self.mesh.describe(&slow(&self.truth), &["client"]).await?;
         let shares = self.shares(200).await?;
         ensure!(shares[0] > 3 * shares[1], "{shares:?}");
-        for server in [&self.one, &self.two] {
-            server.turn_slow(Duration::ZERO, Duration::ZERO);
-        }
+        self.take(SERVICE);
         self.describe_all(&[]).await
     }
 
@@ -325,13 +339,13 @@ impl Resilience<'_> {
         while self.trips("shop") == 0 {
             // A slow start may keep it from being asked for a while.
             ensure!(Instant::now() < deadline, "{failed} failed, and it is in");
-            failed += errors(&self.statuses(self.shop, 10).await?);
+            failed += errors(&self.crowd(self.shop, 12).await?);
         }
         ensure!(
-            (7..=14).contains(&failed),
+            (7..=18).contains(&failed),
             "{failed} failed before it was out"
         );
-        let failed = errors(&self.statuses(self.shop, 100).await?);
+        let failed = errors(&self.crowd(self.shop, 100).await?);
         ensure!(failed <= 7, "{failed} of 100 failed, of probations");
         ensure!(self.two.asked() >= 93, "somebody else answered");
 
@@ -340,9 +354,8 @@ impl Resilience<'_> {
         let before = self.one.asked();
         while self.one.asked() < before + 10 {
             ensure!(Instant::now() < deadline, "it does not come back");
-            let statuses = self.statuses(self.shop, 5).await?;
+            let statuses = self.crowd(self.shop, 12).await?;
             ensure!(statuses.iter().all(StatusCode::is_success), "{statuses:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         ensure!(self.out("shop") == 0, "it is back, and said to be out");
         Ok(())
@@ -399,7 +412,7 @@ impl Resilience<'_> {
         self.one.turn(500);
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if errors(&self.statuses(self.shop, 100).await?) > 20 {
+            if errors(&self.crowd(self.shop, 100).await?) > 20 {
                 break;
             }
             ensure!(Instant::now() < deadline, "it is still taken out");
