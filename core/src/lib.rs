@@ -5,7 +5,7 @@
 //! the seam, `outbound` and `inbound` are the two stories, `detect`, `directory`,
 //! `traffic`, `balance`, `breaker`, `limits`, `upstream` and `relay` are what happens
 //! on the way, `tenancy` what keeps workloads from each other's way, `http` is what must change in a message, `identity` who is who.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod capture;
 pub mod config;
@@ -19,6 +19,7 @@ mod breaker;
 mod control;
 mod detect;
 mod directory;
+mod heap;
 mod http;
 mod identity;
 mod inbound;

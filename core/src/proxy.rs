@@ -12,7 +12,7 @@ use crate::ready::{Readiness, ReadyGuard};
 use crate::telemetry::{AccessLog, Connections, Metrics, Tracer};
 use crate::telemetry::{expose_endpoints, expose_threads, expose_workloads};
 use crate::tenancy::Tenancy;
-use crate::{inbound, outbound, runtime};
+use crate::{heap, inbound, outbound, runtime};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -188,6 +188,7 @@ impl Proxy {
             drop(discovered);
         });
         tokio::spawn(control.watch(shared.directory.clone()));
+        tokio::spawn(heap::give_back(shared.connections.clone()));
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             core = crate::CORE_FINGERPRINT,

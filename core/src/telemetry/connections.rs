@@ -199,6 +199,10 @@ impl Connections {
         }
     }
 
+    pub fn len(&self) -> usize {
+        self.live.len()
+    }
+
     /// How many are open that an application has an end of: all but those between
     /// proxies.
     pub fn of_applications(&self) -> usize {

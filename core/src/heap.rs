@@ -1,0 +1,66 @@
+//! Memory that connections leave behind goes back to the node.
+//!
+//! The C library keeps what is freed for those that come next, and a heap that was large once
+//! stays so. When most of the connections that there were are gone, it is asked for what it can spare.
+//! Not more often: it looks through the whole heap, and who allocates waits meanwhile.
+
+use crate::telemetry::Connections;
+use std::sync::Arc;
+use std::time::Duration;
+
+const LOOKS: Duration = Duration::from_secs(1);
+const SETTLING: Duration = Duration::from_secs(2);
+/// How many connections fewer are worth it, if they are also half of what there were.
+const WORTHWHILE: usize = 256;
+
+/// The greatest number of connections since memory was last given back.
+#[derive(Debug, Default)]
+struct Peak(usize);
+
+pub async fn give_back(connections: Arc<Connections>) {
+    let mut peak = Peak::default();
+    loop {
+        tokio::time::sleep(LOOKS).await;
+        if peak.is_past(connections.len()) {
+            // An entry is gone before what it was an entry of.
+            tokio::time::sleep(SETTLING).await;
+            let _ = tokio::task::spawn_blocking(trim).await;
+        }
+    }
+}
+
+// === impl Peak ===
+
+impl Peak {
+    fn is_past(&mut self, now: usize) -> bool {
+        let gone = self.0.saturating_sub(now);
+        let is_past = gone >= WORTHWHILE && gone >= now;
+        self.0 = if is_past { now } else { self.0.max(now) };
+        is_past
+    }
+}
+
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "of the C library, which has no safe form of it")]
+fn trim() {
+    // SAFETY: it takes the heap's own locks, and touches only what is free.
+    let gave = unsafe { libc::malloc_trim(0) };
+    tracing::debug!(gave = gave == 1, "connections are gone: memory goes back");
+}
+
+/// Others give it back by themselves, or not at all.
+#[cfg(not(target_env = "gnu"))]
+fn trim() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_when_most_are_gone() {
+        let mut peak = Peak::default();
+        let seen = [0, 10_000, 9_000, 5_001, 5_000, 4_999, 2_500, 0, 200, 0];
+        let past: Vec<_> = seen.into_iter().filter(|now| peak.is_past(*now)).collect();
+        assert_eq!(past, [5_000, 2_500, 0]);
+    }
+}
