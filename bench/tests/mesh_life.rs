@@ -25,6 +25,8 @@ use tokio::net::TcpStream;
 const HTTP: u16 = 8080;
 const HTTP2: u16 = 8082;
 const OPAQUE: u16 = 9000;
+/// Loads at the same time, where requests are to be under way at any moment.
+const CLIENTS: usize = 8;
 /// Nothing any protocol would send.
 const MARKER: &[u8] = b"duet-plaintext-marker-7d793037a0760186";
 
@@ -59,6 +61,9 @@ fn run(placement: Placement) {
             checks
                 .run("enrolment under traffic", life.enrolment())
                 .await;
+        }
+        if placement == Placement::Agent {
+            checks.run("handover", life.handover()).await;
         }
         checks.run("drain", life.drain()).await;
         checks.run("second signal", life.second_signal()).await;
@@ -179,6 +184,26 @@ impl Life<'_> {
         Ok(())
     }
 
+    /// Agents change places under requests, on connections that are kept and on new ones.
+    async fn handover(&self) -> Result<()> {
+        let loads: Vec<_> = (0..CLIENTS)
+            .map(|_| Load::start(self.client, self.server.at(HTTP)))
+            .collect();
+        loads[0].progress(50).await?;
+        for _ in 0..3 {
+            for pod in ["client", "server"] {
+                self.mesh.hand_over(pod);
+                loads[0].progress(50).await?;
+            }
+        }
+        let mut failed = Vec::new();
+        for load in loads {
+            failed.extend(load.stop().await?);
+        }
+        assert_eq!(failed, [""; 0]);
+        Ok(())
+    }
+
     /// Whether what the one says to the other can be read on the wire.
     async fn plaintext(&self, from: &App, to: &App) -> Result<bool> {
         let wire = self.mesh.watch(MARKER);
@@ -190,7 +215,6 @@ impl Life<'_> {
         Ok(seen.plaintext_packets > 0)
     }
 
-    /// Told to go, a proxy finishes what it has begun.
     /// Somebody has no patience for what is open.
     async fn second_signal(&self) -> Result<()> {
         let (mut client, _server) = self.open().await?;
@@ -210,11 +234,14 @@ impl Life<'_> {
         Ok(())
     }
 
+    /// Told to go, a proxy finishes what it has begun.
     async fn drain(&self) -> Result<()> {
         for pod in ["client", "server"] {
             let mut http = Client::http1(self.client, self.server.at(HTTP)).await?;
             http.get("/hello").await?;
             let slow = tokio::spawn(async move { http.get("/slow").await });
+            let mut idle = Client::http1(self.client, self.server.at(HTTP)).await?;
+            idle.get("/hello").await?;
             let mut h2 = Client::http2(self.client, self.server.at(HTTP2)).await?;
             let another = h2.another().context("HTTP/2 is multiplexed")?;
             let h2 = tokio::spawn(async move { h2.get("/slow").await });
@@ -236,6 +263,9 @@ impl Life<'_> {
                 let mut another = another;
                 let refused = another.get("/hello").await;
                 assert!(refused.is_err(), "{refused:?}");
+                // HTTP/1 has no such frame: one more request is answered, which says so.
+                let last = idle.get("/hello").await.context("idle until now")?;
+                assert_eq!(last.headers["connection"], "close");
             }
             let answer = slow
                 .await?

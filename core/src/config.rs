@@ -63,7 +63,8 @@ pub struct ProxyArgs {
     #[arg(long, env = "DUET_CONNECT_TIMEOUT", default_value = "1s", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub connect_timeout: Duration,
 
-    /// How long connections may live on after SIGTERM.
+    /// How long connections may live on after SIGTERM. Idle ones of HTTP/1 do for 2 s of it, so
+    /// that a request under way still has an answer.
     #[arg(long, env = "DUET_DRAIN_TIMEOUT", default_value = "25s", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
 

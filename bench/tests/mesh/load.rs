@@ -4,6 +4,7 @@ use super::app::App;
 use super::http::Client;
 use anyhow::{Context, Result, ensure};
 use http::StatusCode;
+use http::header::{CONNECTION, HeaderValue};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,7 +35,7 @@ impl Load {
                     match request(&app, to, kept.take()).await {
                         Ok(client) => {
                             succeeded.fetch_add(1, Ordering::Relaxed);
-                            kept = keep.then_some(client);
+                            kept = client.filter(|_| keep);
                         }
                         Err(error) => failed.push(format!(
                             "after {:?}, {}: {error:#}",
@@ -91,7 +92,8 @@ impl Drop for Load {
     }
 }
 
-async fn request(app: &App, to: SocketAddr, kept: Option<Client>) -> Result<Client> {
+/// The client again, unless the server wants it no more.
+async fn request(app: &App, to: SocketAddr, kept: Option<Client>) -> Result<Option<Client>> {
     let request = async {
         let mut client = match kept {
             Some(client) => client,
@@ -99,7 +101,9 @@ async fn request(app: &App, to: SocketAddr, kept: Option<Client>) -> Result<Clie
         };
         let answer = client.get("/hello").await?;
         ensure!(answer.status == StatusCode::OK, "{answer:?}");
-        Ok(client)
+        let is_last = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"close");
+        let is_last = answer.headers.get(CONNECTION).is_some_and(is_last);
+        Ok((!is_last).then_some(client))
     };
     let patience = Duration::from_secs(5);
     tokio::time::timeout(patience, request)

@@ -13,6 +13,7 @@ pub mod load;
 pub mod moody;
 pub mod opaque;
 pub mod programs;
+pub mod unending;
 
 pub use checks::Checks;
 
@@ -189,6 +190,12 @@ impl Mesh {
     pub fn start_proxy(&self, pod: &str) {
         let proxy = self.proxy(pod).name;
         self.cluster.start_proxy(&proxy).unwrap();
+    }
+
+    /// Another agent takes over from this pod's.
+    pub fn hand_over(&self, pod: &str) {
+        let proxy = self.proxy(pod).name;
+        self.cluster.hand_over(&proxy).unwrap();
     }
 
     pub fn read_mesh_yaml(&self) -> String {

@@ -8,7 +8,7 @@ use crate::detect::Protocol;
 use crate::relay::Abort;
 use crate::tenancy::{Share, Tenant};
 use futures_util::FutureExt;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -23,6 +23,11 @@ use tokio_util::sync::CancellationToken;
 /// idle connections, and clients that keep theirs longer than the proxy would send
 /// requests into connections that are being closed: Envoy allows 1 h too.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
+/// How long a connection of HTTP/1 that drains waits for one more request, to tell the client
+/// with its answer. One that is closed while it is idle may meet a request that is under way,
+/// and most clients do not dare to send that again (RFC 9112, 9.5). HTTP/2 has GOAWAY.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// Runs a connection's streams, at the expense of whose connection it is.
 #[derive(Clone)]
@@ -49,9 +54,9 @@ where
     H: Unpin + Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    // An async block would have room for the response's future twice.
-    let service = service_fn(move |request| handle(request).map(Ok::<_, Infallible>));
     if protocol == Protocol::Http2 {
+        // An async block would have room for the response's future twice.
+        let service = service_fn(move |request| handle(request).map(Ok::<_, Infallible>));
         let (io, flush) = batched(io);
         let window = tenant.window(CONNECTION_WINDOW);
         let connection = http2::Builder::new(Streams(tenant.share().clone()))
@@ -72,6 +77,15 @@ where
             }
         }
     } else {
+        let service = service_fn(move |request| {
+            handle(request).map(|mut response| {
+                if drain.is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    let headers = response.headers_mut();
+                    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            })
+        });
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .auto_date_header(false)
@@ -86,8 +100,15 @@ where
                 biased;
                 ended = &mut connection => ended,
                 () = drain.cancelled() => {
-                    std::pin::Pin::new(&mut connection).graceful_shutdown();
-                    (&mut connection).await
+                    // Until then its next answer ends it.
+                    let lingered = Box::pin(tokio::time::sleep(LINGER));
+                    tokio::select! {
+                        ended = &mut connection => ended,
+                        () = lingered => {
+                            std::pin::Pin::new(&mut connection).graceful_shutdown();
+                            (&mut connection).await
+                        }
+                    }
                 }
             }
         };
