@@ -457,8 +457,8 @@ fn plan(cluster: ClusterKind, profile: Profile, seed: u64, scenarios: &[Id], arm
     }
 }
 
-/// The arms without the peers that are not installed.
-fn present(cluster: ClusterKind, arms: Vec<Arm>) -> Result<Vec<Arm>, Trouble> {
+/// The arms without the peers that are not installed, and a note for each of these.
+fn present(cluster: ClusterKind, arms: Vec<Arm>) -> Result<(Vec<Arm>, Vec<String>), Trouble> {
     let peers = arms.iter().filter_map(|arm| arm.peer());
     if let (ClusterKind::Kube, Some(peer)) = (cluster, peers.clone().next()) {
         return Err(Trouble::usage(format!(
@@ -466,14 +466,19 @@ fn present(cluster: ClusterKind, arms: Vec<Arm>) -> Result<Vec<Arm>, Trouble> {
             peer.name
         )));
     }
-    for absent in peers.filter(|peer| peer.program().is_none()) {
-        eprintln!(
-            "duet-bench: {} is left out: its program is not here (`make peers` installs Envoy and HAProxy)",
-            absent.name
-        );
-    }
     let is_here = |arm: &Arm| arm.peer().is_none_or(|peer| peer.program().is_some());
-    Ok(arms.into_iter().filter(is_here).collect())
+    let (here, absent): (Vec<_>, Vec<_>) = arms.into_iter().partition(is_here);
+    let notes: Vec<_> = absent.iter().map(|arm| left_out(arm.name())).collect();
+    match (&here[..], &notes[..]) {
+        ([], [first, ..]) => Err(Trouble::usage(format!("--arms: nothing remains: {first}"))),
+        _ => Ok((here, notes)),
+    }
+}
+
+fn left_out(peer: &str) -> String {
+    format!(
+        "{peer} is left out: its program was not there (`make peers` installs Envoy and HAProxy)"
+    )
 }
 
 fn clean(args: &CleanArgs) -> Result<u8, Trouble> {
@@ -540,7 +545,14 @@ fn measure(args: RunArgs) -> Result<u8, Trouble> {
             .unwrap_or_else(|_| now.unix_timestamp().to_string());
         PathBuf::from("out").join(name)
     });
-    let arms = present(args.cluster, args.arms)?;
+    let wants_all = args.arms.is_empty() && matches!(args.cluster, ClusterKind::Netns);
+    let (arms, mut notes) = present(args.cluster, args.arms)?;
+    if wants_all && matches!(args.profile, ProfileName::Full) && peer::envoy().is_none() {
+        notes.push(left_out("Envoy"));
+    }
+    for note in &notes {
+        eprintln!("duet-bench: {note}");
+    }
     let mut plan = plan(
         args.cluster,
         args.profile.into(),
@@ -593,6 +605,7 @@ fn measure(args: RunArgs) -> Result<u8, Trouble> {
         out,
         allow_debug: args.allow_debug,
         command: std::env::args().collect(),
+        notes,
         earlier,
     };
     let mut finished = run::run(&options).map_err(|error| match error {

@@ -159,6 +159,28 @@ pub struct ParityRow {
     pub note: Option<String>,
 }
 
+/// A limit in whole millicores for each of a node's proxies: their sums differ by less.
+const ROUNDING: f64 = 0.01;
+
+// === impl ParityRow ===
+
+impl ParityRow {
+    /// Whether its values are amounts of one unit that differ by rounding alone.
+    pub fn is_rounded(&self) -> bool {
+        let amounts = self.values.iter().filter_map(|value| {
+            let end = value.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+            let (amount, unit) = value.split_at(end);
+            Some((amount.parse::<f64>().ok()?, unit))
+        });
+        let (amounts, units): (Vec<_>, Vec<_>) = amounts.unzip();
+        let least = amounts.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = amounts.iter().copied().fold(0.0, f64::max);
+        units.windows(2).all(|two| two[0] == two[1])
+            && amounts.len() == self.values.iter().filter(|value| *value != "–").count()
+            && most <= least * (1.0 + ROUNDING)
+    }
+}
+
 /// Whether the numbers may be used.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -32,6 +32,8 @@ pub struct Options {
     pub allow_debug: bool,
     /// The command line, for the record.
     pub command: Vec<String>,
+    /// What a reader has to know of it.
+    pub notes: Vec<String>,
     /// What there is of this run already, if it goes on.
     pub earlier: Option<Results>,
 }
@@ -124,6 +126,7 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
         mut notes,
         claims_nothing,
     } = options.ground.prepare(options, binaries, &interrupt)?;
+    notes.extend(options.notes.iter().cloned());
     if options.earlier.is_some() && options.ground == Ground::Netns {
         // What a killed run left would go on using the machine.
         cluster::clean_all(false)?;

@@ -134,6 +134,14 @@ mod tests {
         );
         assert!(equal.equal && equal.note.is_none());
         assert_eq!(equal.values[0], NOT_APPLICABLE);
+        let sums = |sidecars: &str| {
+            let values = [None, Some(sidecars.to_owned()), Some("2000m".to_owned())];
+            row("x".to_owned(), values.into(), None)
+        };
+        assert!(sums("1992m").is_rounded() && !sums("1992m").equal);
+        for other in ["1900m", "2000 MiB", "no limit"] {
+            assert!(!sums(other).is_rounded(), "{other}");
+        }
         let different = row(
             "x".to_owned(),
             vec![None, Some("2".to_owned()), Some("1".to_owned())],

@@ -24,6 +24,7 @@ pub fn parity(results: &Results) -> Markup {
                             td { @match (row.equal, &row.note) {
                                 (true, _) => span class="same" { "✓ equal" },
                                 (false, Some(note)) => span class="quiet" { (note) },
+                                (false, None) if row.is_rounded() => span class="quiet" { "equal but for rounding" },
                                 (false, None) => span class="worse" { "✗ not equal" },
                             } }
                         } } }
