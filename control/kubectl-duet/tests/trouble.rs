@@ -98,6 +98,8 @@ fn what_is_broken_is_named_with_its_remedy() {
     eventually("all is well before", || failures().0.is_empty());
     the_webhook_cannot_be_reached();
     eventually("all is well again", || failures().0.is_empty());
+    nobody_is_behind_the_webhook();
+    eventually("all is well once more", || failures().0.is_empty());
     the_definitions_are_missing();
     eventually("all is well at last", || failures().0.is_empty());
 }
@@ -116,8 +118,7 @@ fn the_webhook_cannot_be_reached() {
         })
         .to_string(),
     );
-    // A port at which nobody listens. Without endpoints alone, the API server would go on
-    // with the connection that it has.
+    // A port at which nobody listens.
     let port = |port: u16| {
         let replace = |index: usize| {
             json!({
@@ -154,6 +155,23 @@ fn the_webhook_cannot_be_reached() {
     assert!(!made.status.success());
     assert!(error.contains("injector.duet.dev"), "{error}");
     drop(mend);
+}
+
+/// The API server may go on with the connection that it has; the check does not wait for it.
+fn nobody_is_behind_the_webhook() {
+    let service = ["-n", "duet-system", "patch", "service/duet-injector", "-p"];
+    let select = |it: Value| json!({"spec": {"selector": {"duet.dev/nobody": it}}}).to_string();
+    let back = select(Value::Null);
+    let mended = [&service[..], &[&back]].concat();
+    let _mend = Mend(&mended, String::new());
+    let away = select(json!("here"));
+    kubectl_said(&[&service[..], &[&away]].concat(), "");
+    eventually("the check says that nobody is there", || {
+        let (failed, code) = failures();
+        code == 1
+            && says(&failed, "found", "none is ready")
+            && says(&failed, "remedy", "endpointslices")
+    });
 }
 
 fn the_definitions_are_missing() {

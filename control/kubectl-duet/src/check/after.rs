@@ -3,7 +3,7 @@
 use super::before::other_meshes;
 use super::control_plane::{authority, bundles, definitions, leader, replicas};
 use super::data_plane::{agents, answers, builds, certificates, pods, roots};
-use super::injection::{injection, webhook};
+use super::injection::{endpoints, injection, webhook};
 use super::{Check, Group};
 use crate::cli::Global;
 use crate::cluster::{Cluster, Error};
@@ -30,6 +30,7 @@ pub async fn installed(cluster: &Cluster, global: &Global) -> Result<Vec<Check>,
         control.now.as_second(),
     )
     .await?;
+    endpoints(&mut group, cluster).await?;
     let namespace = global.namespace.as_deref().unwrap_or("default");
     injection(&mut group, cluster, namespace).await?;
     other_meshes(&mut group, cluster).await?;

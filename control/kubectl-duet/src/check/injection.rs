@@ -6,11 +6,14 @@ use crate::mesh::{MODE, PROXY, Placement};
 use crate::status::certificate::{self, Certificate};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::PostParams;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
+use std::collections::BTreeSet;
 
 const INJECTOR: &str = "duet-injector";
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// In the webhook's words: it is there, and not for this mode.
 const NOT_INSTALLED: &str = "Duet is installed without";
 
@@ -70,6 +73,43 @@ fn ca_bundle(
         }
     }
     group.ok(what, "");
+}
+
+/// An API server that has reached the webhook once keeps its connection for a while, and a dry
+/// run passes that no longer should.
+pub async fn endpoints(group: &mut Group, cluster: &Cluster) -> Result<(), Error> {
+    let all: Api<EndpointSlice> = Api::namespaced(cluster.client.clone(), SYSTEM);
+    let of_service = ListParams::default().labels(&format!("{SERVICE_NAME}={INJECTOR}"));
+    let what = format!("service {INJECTOR} has endpoints");
+    match cluster.list(&all, &of_service).await {
+        Ok(slices) => match ready(&slices) {
+            0 => {
+                let remedy = format!(
+                    "no pod that is asked for is made: `kubectl -n {SYSTEM} get pods,endpointslices` \
+                     says which replicas of {CONTROL} are ready and whether the service selects them"
+                );
+                group.fail(what, "none is ready", remedy);
+            }
+            ready => group.ok(what, format!("{ready} ready")),
+        },
+        Err(error) if error.is_forbidden() => group.unread(what, &error),
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+fn ready(slices: &[EndpointSlice]) -> usize {
+    let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
+    // Unknown is to be taken for ready.
+    let is_ready = |one: &&Endpoint| {
+        let conditions = one.conditions.as_ref();
+        conditions.and_then(|are| are.ready).unwrap_or(true)
+    };
+    let addresses: BTreeSet<_> = endpoints
+        .filter(is_ready)
+        .flat_map(|it| &it.addresses)
+        .collect();
+    addresses.len()
 }
 
 /// Creates a pod and does not: the webhook is asked, nothing is kept.
