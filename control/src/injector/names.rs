@@ -42,6 +42,9 @@ pub const LIMITS: &str = "duet.dev/limits";
 /// Annotation of a pod alone: "connections=1000, requestsPerSecond=100, weight=2": what it
 /// wants of an agent that it shares. duet-control tells the proxies.
 pub const BUDGETS: &str = "duet.dev/budgets";
+/// Annotation of a pod alone: "4": how many times what another endpoint of its services gets.
+/// duet-control tells the proxies.
+pub const WEIGHT: &str = "duet.dev/weight";
 /// Annotation of a namespace alone: the namespaces that its workloads hear of
 /// beside their own.
 pub const REACH: &str = "duet.dev/reach";
@@ -90,7 +93,7 @@ pub const HEALTH_PORT: u16 = 15021;
 /// What our names begin with.
 pub const PREFIX: &str = "duet.dev/";
 /// Every annotation that may stand on a pod, for finding those that are misspelt.
-pub const OF_PODS: [&str; 17] = [
+pub const OF_PODS: [&str; 18] = [
     PLACEMENT,
     EXCLUDE_OUTBOUND_PORTS,
     EXCLUDE_INBOUND_PORTS,
@@ -108,6 +111,7 @@ pub const OF_PODS: [&str; 17] = [
     OPAQUE_PORTS,
     LIMITS,
     BUDGETS,
+    WEIGHT,
 ];
 /// Those of them that only a sidecar heeds.
 pub const OF_SIDECARS: [&str; 12] = [

@@ -130,7 +130,7 @@ impl Model {
             let new = self.pods.get(&name);
             tell("pod", &name, old.as_ref(), new, |it| &it.complaints);
             // What its services' endpoints are told of it.
-            let place = |pod: &Pod| (pod.uid.clone(), pod.places_itself());
+            let place = |pod: &Pod| (pod.uid.clone(), pod.places_itself(), pod.weight);
             if old.as_ref().map(place) != new.map(place) {
                 self.stale_services_with(&name);
             }
@@ -452,6 +452,10 @@ impl Model {
                         (Behind::Workload, Some(pod)) => pod.name.to_string(),
                         _ => String::new(),
                     };
+                    let pod = backend
+                        .pod
+                        .as_ref()
+                        .and_then(|pod| self.pods.get(&pod.name));
                     let endpoint = Endpoint {
                         address: backend.address.to_string(),
                         port: *number,
@@ -466,7 +470,7 @@ impl Model {
                         } else {
                             String::new()
                         },
-                        weight: 0,
+                        weight: pod.map_or(0, |pod| pod.weight),
                     };
                     chosen.insert((&backend.address, *number), endpoint);
                 }

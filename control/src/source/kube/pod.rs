@@ -39,6 +39,8 @@ pub struct Pod {
     probes: Box<[Probe]>,
     limits: Option<Limits>,
     budgets: Option<Budgets>,
+    /// Of its endpoints; 0 if it says nothing.
+    pub weight: u32,
     pub labels: BTreeMap<String, String>,
     pub complaints: Complaints,
 }
@@ -140,6 +142,7 @@ impl Pod {
             probes: probes.into(),
             limits: traffic::limits(&annotations, &mut complaints),
             budgets: traffic::budgets(&annotations, &mut complaints),
+            weight: traffic::weight(&annotations, &mut complaints),
             labels,
             complaints,
         }

@@ -142,6 +142,17 @@ pub fn budgets(
     Some(budgets)
 }
 
+/// What a pod's annotations say of its share of requests. 0: nothing.
+pub fn weight(annotations: &BTreeMap<String, String>, complaints: &mut Complaints) -> u32 {
+    let Some(said) = annotations.get(names::WEIGHT) else {
+        return 0;
+    };
+    traffic::number(said, 1..=traffic::MAX_WEIGHT).unwrap_or_else(|wrong| {
+        complaints.add(format!("annotation {}: {said:?}: {wrong}", names::WEIGHT));
+        0
+    })
+}
+
 fn retry_word(retry: &mut Retry, word: &str, value: &str) -> Result<(), String> {
     match word {
         "attempts" => retry.attempts = traffic::number(value, 0..=traffic::MAX_ATTEMPTS)?,
