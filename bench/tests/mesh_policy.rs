@@ -10,6 +10,7 @@ use http::{Method, StatusCode};
 use mesh::app::App;
 use mesh::http::{Answer, Client, empty, full, serve_http1, serve_http2};
 use mesh::opaque::read_all;
+use mesh::unending::{begin_endless, begin_websocket, serve_endless, serve_websocket};
 use mesh::{Checks, Mesh};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -403,11 +404,23 @@ impl Policies<'_> {
                 held.push(served);
                 streams.push(("opaque", stream));
             }
-            standing.push(("endless", begin_endless(client, self.server).await?));
-            standing.push(("websocket", begin_websocket(client, self.server).await?));
+            standing.push((
+                "endless",
+                begin_endless(client, self.server.at(ENDLESS)).await?,
+            ));
+            standing.push((
+                "websocket",
+                begin_websocket(client, self.server.at(WEBSOCKET)).await?,
+            ));
         }
         let mut kept = Client::http1(self.client, self.server.at(HTTP)).await?;
         assert_eq!(kept.get("/hello").await?.status, StatusCode::OK);
+        let closed = || {
+            let labels = ["direction=\"inbound\"", "reason=\"revoked\""].map(str::to_owned);
+            let metric = "duet_tcp_connections_closed_total";
+            self.mesh.count("server", metric, &labels)
+        };
+        let before = closed();
 
         let changed = Instant::now();
         self.govern(
@@ -427,6 +440,12 @@ impl Policies<'_> {
             "  all were cut {:.0?} after the file was written",
             changed.elapsed()
         );
+        let opaque = standing
+            .iter()
+            .filter(|(what, _)| *what == "opaque")
+            .count();
+        let counted = closed() - before;
+        ensure!(counted >= opaque as u64, "{counted} are said to be revoked");
         assert_eq!(kept.get("/hello").await?.status, StatusCode::FORBIDDEN);
         // The application hears of it too.
         for served in held.iter_mut().step_by(2) {
@@ -646,65 +665,4 @@ async fn read_until_the_end(stream: &mut TcpStream) -> Result<Vec<u8>> {
     let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut all)).await;
     let _ = end.context("it is left hanging")?;
     Ok(all)
-}
-
-const ENDLESS_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
-
-/// Answers every request with the beginning of something.
-fn serve_endless(app: &App, port: u16) {
-    serve(app, port, ENDLESS_HEAD);
-}
-
-/// Upgrades whatever is asked for.
-fn serve_websocket(app: &App, port: u16) {
-    let head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\
-        Upgrade: websocket\r\n\r\nhello";
-    serve(app, port, head);
-}
-
-fn serve(app: &App, port: u16, answer: &'static [u8]) {
-    let listener = app.listen(port);
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut request = Vec::new();
-                while !request.ends_with(b"\r\n\r\n") {
-                    stream.read_buf(&mut request).await?;
-                }
-                stream.write_all(answer).await?;
-                // As long as the client.
-                stream.read(&mut [0]).await
-            });
-        }
-    });
-}
-
-/// A connection on which an answer has begun.
-async fn begin_endless(client: &App, server: &App) -> Result<TcpStream> {
-    begin(client, server.at(ENDLESS), "").await
-}
-
-/// A connection that has left HTTP.
-async fn begin_websocket(client: &App, server: &App) -> Result<TcpStream> {
-    let headers = "Connection: upgrade\r\nUpgrade: websocket\r\n";
-    begin(client, server.at(WEBSOCKET), headers).await
-}
-
-async fn begin(client: &App, to: SocketAddr, headers: &str) -> Result<TcpStream> {
-    let mut stream = client.connect(to).await?;
-    let request = format!("GET /begin HTTP/1.1\r\nHost: shop\r\n{headers}\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    let begun = async {
-        while !answer.windows(5).any(|five| five == b"hello") {
-            ensure!(stream.read_buf(&mut answer).await? > 0, "it ended");
-        }
-        Ok(())
-    };
-    tokio::time::timeout(PATIENCE, begun).await??;
-    // The end of the chunk.
-    if answer.ends_with(b"hello") && headers.is_empty() {
-        stream.read_exact(&mut [0; 2]).await?;
-    }
-    Ok(stream)
 }
