@@ -99,7 +99,9 @@ pub async fn endpoints(group: &mut Group, cluster: &Cluster) -> Result<(), Error
 }
 
 fn ready(slices: &[EndpointSlice]) -> usize {
-    let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
+    let endpoints = slices
+        .iter()
+        .flat_map(|slice| slice.endpoints.iter().flatten());
     // Unknown is to be taken for ready.
     let is_ready = |one: &&Endpoint| {
         let conditions = one.conditions.as_ref();
