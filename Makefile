@@ -128,6 +128,8 @@ images-load:        ## puts them on the cluster's nodes
 install:            ## Duet, into the cluster that KUBECONFIG names: OVERLAY=both
 	kubectl apply -k deploy/overlays/$(OVERLAY)
 	kubectl -n duet-system rollout status deployment/duet-control --timeout=180s
+	@[ -z "$$(kubectl -n duet-system get daemonset/duet-agent --ignore-not-found -o name)" ] || \
+	  kubectl -n duet-system rollout status daemonset/duet-agent --timeout=180s
 
 # One test binary after another: each has the cluster to itself.
 test-kubernetes:    ## the tests that need a cluster with Duet on it; KUBECONFIG names it. DUET_DISRUPTIVE_TESTS=1: also those that break it for a while
