@@ -159,6 +159,8 @@ pub struct ParityRow {
     pub note: Option<String>,
 }
 
+/// Where the thing does not apply to an arm.
+pub const NOT_APPLICABLE: &str = "–";
 /// A limit in whole millicores for each of a node's proxies: their sums differ by less.
 const ROUNDING: f64 = 0.01;
 
@@ -167,7 +169,8 @@ const ROUNDING: f64 = 0.01;
 impl ParityRow {
     /// Whether its values are amounts of one unit that differ by rounding alone.
     pub fn is_rounded(&self) -> bool {
-        let amounts = self.values.iter().filter_map(|value| {
+        let values = self.values.iter().filter(|value| *value != NOT_APPLICABLE);
+        let amounts = values.clone().filter_map(|value| {
             let end = value.find(|c: char| !c.is_ascii_digit() && c != '.')?;
             let (amount, unit) = value.split_at(end);
             Some((amount.parse::<f64>().ok()?, unit))
@@ -176,7 +179,7 @@ impl ParityRow {
         let least = amounts.iter().copied().fold(f64::INFINITY, f64::min);
         let most = amounts.iter().copied().fold(0.0, f64::max);
         units.windows(2).all(|two| two[0] == two[1])
-            && amounts.len() == self.values.iter().filter(|value| *value != "–").count()
+            && amounts.len() == values.count()
             && most <= least * (1.0 + ROUNDING)
     }
 }

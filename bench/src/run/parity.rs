@@ -2,10 +2,8 @@
 
 use super::preflight::Binaries;
 use crate::arm::Arm;
-use crate::results::{self, ParityRow};
+use crate::results::{self, NOT_APPLICABLE, ParityRow};
 use crate::scenario::{Parity, Shape};
-
-const NOT_APPLICABLE: &str = "–";
 
 /// The arms as they were in this run.
 pub fn arms(arms: &[Arm], binaries: &Binaries, given: &[Parity]) -> Vec<results::Arm> {
