@@ -6,6 +6,7 @@
 
 use crate::telemetry::Connections;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 const LOOKS: Duration = Duration::from_secs(1);
@@ -13,19 +14,43 @@ const SETTLING: Duration = Duration::from_secs(2);
 /// How many connections fewer are worth it, if they are also half of what there were.
 const WORTHWHILE: usize = 256;
 
+/// As many as this process has: so has the heap.
+static DORMANT: AtomicUsize = AtomicUsize::new(0);
+
+/// A connection that holds hardly anything for as long as this lives.
+#[derive(Debug)]
+pub struct Dormant(());
+
 /// The greatest number of connections since memory was last given back.
 #[derive(Debug, Default)]
 struct Peak(usize);
 
 pub async fn give_back(connections: Arc<Connections>) {
-    let mut peak = Peak::default();
+    let (mut all, mut awake) = (Peak::default(), Peak::default());
     loop {
         tokio::time::sleep(LOOKS).await;
-        if peak.is_past(connections.len()) {
+        let now = connections.len();
+        let dormant = DORMANT.load(Ordering::Relaxed);
+        if all.is_past(now) | awake.is_past(now.saturating_sub(dormant)) {
             // An entry is gone before what it was an entry of.
             tokio::time::sleep(SETTLING).await;
             let _ = tokio::task::spawn_blocking(trim).await;
         }
+    }
+}
+
+// === impl Dormant ===
+
+impl Dormant {
+    pub fn new() -> Self {
+        DORMANT.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for Dormant {
+    fn drop(&mut self) {
+        DORMANT.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -23,10 +23,9 @@ use ::http::{Method, Request, Response};
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use hyper::body::Incoming;
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
@@ -141,8 +140,16 @@ async fn streams(
             flush.poll(cx, |cx| {
                 while let Some(accepted) = ready!(connection.poll_accept(cx)) {
                     let (request, respond) = accepted?;
-                    // Boxed: whatever it is wrapped in has room for it several times.
-                    let stream = Box::pin(inbound.clone().stream(request, respond));
+                    inbound.connection.request();
+                    let inbound = inbound.clone();
+                    // Boxed: whatever it is wrapped in has room for it several times, and each
+                    // of the two takes what it needs.
+                    let stream: Pin<Box<dyn Future<Output = ()> + Send>> =
+                        if request.method() == Method::CONNECT {
+                            Box::pin(inbound.tunnel(request, respond))
+                        } else {
+                            Box::pin(inbound.stream(request, respond))
+                        };
                     let stream = local.tenant.share().of(stream);
                     let cancel = local.cancel.clone();
                     let stream = cancel.run_until_cancelled_owned(stream);
@@ -244,17 +251,12 @@ struct Inbound {
 }
 
 impl Inbound {
-    /// One stream of a mesh connection: a tunnel or a request.
+    /// One stream of a mesh connection that is a request.
     async fn stream(
         self: Arc<Self>,
         mut request: Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
     ) {
-        self.connection.request();
-        if request.method() == Method::CONNECT {
-            // Boxed, so that what a tunnel needs makes no request larger.
-            return Box::pin(self.tunnel(request, respond)).await;
-        }
         let grpc = message::is_grpc(&request);
         let named = request.headers().get(message::DESTINATION);
         let destination = message::well_formed(&request)
@@ -323,7 +325,8 @@ impl Inbound {
             let tunnel = Tunnel::new(stream, request.into_body());
             let (inside, tunnel) = self.inside(destination, tunnel);
             inside.connection.speaks(Protocol::Http1);
-            return inside.serve(destination, Protocol::Http1, tunnel).await;
+            // Boxed, as is the next, so that bytes alone take less.
+            return Box::pin(inside.serve(destination, Protocol::Http1, tunnel)).await;
         }
         if self.must_look_into(destination) {
             let Ok(stream) = respond.send_response(Response::new(()), false) else {
@@ -331,7 +334,7 @@ impl Inbound {
             };
             let tunnel = Tunnel::new(stream, request.into_body());
             let (inside, tunnel) = self.inside(destination, tunnel);
-            return inside.look_into(destination, tunnel).await;
+            return Box::pin(inside.look_into(destination, tunnel)).await;
         }
         // "200" says that the application took the connection.
         match self.open_admitted(destination).await {
@@ -438,7 +441,7 @@ impl Inbound {
     /// A request that came as the application will see it.
     async fn plain_request(
         self: Arc<Self>,
-        mut request: Request<Incoming>,
+        mut request: Request<Body>,
         to: SocketAddr,
         protocol: Protocol,
     ) -> Response<Body> {
@@ -462,7 +465,7 @@ impl Inbound {
             let send = async |request, admitted| self.upgrade(request, to, admitted).await;
             Box::pin(self.answer(request, to, protocol, send)).await
         } else {
-            self.request(request.map(Body::from), to, protocol).await
+            self.request(request, to, protocol).await
         };
         message::response(&mut response, version);
         response
@@ -487,7 +490,7 @@ impl Inbound {
     /// The application takes the connection out of HTTP, if it will.
     async fn upgrade(
         &self,
-        request: Request<Incoming>,
+        request: Request<Body>,
         to: SocketAddr,
         admitted: Admitted,
     ) -> Result<Response<Body>, UpstreamError> {
@@ -669,6 +672,10 @@ fn refusal(error: &UpstreamError) -> Response<()> {
 }
 
 #[cfg(test)]
-pub(crate) fn size_of_stream() -> usize {
-    crate::sizes::of(|inbound: Arc<Inbound>, request, respond| inbound.stream(request, respond))
+pub(crate) fn sizes_of_streams() -> [usize; 2] {
+    use crate::sizes::of;
+    [
+        of(|inbound: Arc<Inbound>, request, respond| inbound.stream(request, respond)),
+        of(|inbound: Arc<Inbound>, request, respond| inbound.tunnel(request, respond)),
+    ]
 }

@@ -13,17 +13,19 @@ pub fn of<A, B, C, F: Future>(_: impl FnOnce(A, B, C) -> F) -> usize {
 
 #[test]
 fn connections_and_requests_stay_small() {
-    let (request, stream) = (outbound::size_of_request(), inbound::size_of_stream());
+    let request = outbound::size_of_request();
+    let [stream, tunnel] = inbound::sizes_of_streams();
     let all = [
         (
             "an application's connection",
             of(outbound::connection),
-            3600,
+            2490,
         ),
         ("a peer's connection", of(inbound::mesh), 6000),
-        ("a connection from outside", of(inbound::plaintext), 4100),
-        ("a request of an application", request, 5900),
-        ("a stream of a peer", stream, 7700),
+        ("a connection from outside", of(inbound::plaintext), 2440),
+        ("a request of an application", request, 6100),
+        ("a request of a peer", stream, 7700),
+        ("a tunnel of a peer", tunnel, 2380),
         ("an answer's body", size_of::<crate::http::Body>(), 88),
     ];
     let too_large: Vec<_> = all.iter().filter(|(_, size, most)| size > most).collect();

@@ -4,7 +4,6 @@ use super::capture::{CaptureReport, WireCapture};
 use super::clock::monotonic_ns;
 use super::error::{ClusterError, Result};
 use super::live::NetnsCluster;
-use super::meshing::PROXY_UID;
 use super::netns_tools;
 use super::process::{Part, ProcessHandle, Spawn};
 use super::proxy::{Endpoint, Life, Proxy, Restart};
@@ -329,13 +328,18 @@ impl Cluster for NetnsBed {
             .sum()
     }
 
-    fn shake_hands(&self, from: &str, to: &str, time: Duration) -> Result<Handshakes> {
+    fn shake_hands(
+        &self,
+        from: &str,
+        identity: &str,
+        to: &str,
+        time: Duration,
+    ) -> Result<Handshakes> {
         let cluster = &self.0.cluster;
-        let dir = cluster.certify(from)?;
+        let dir = cluster.certify(identity)?;
         let proxy = cluster.proxy_of(to)?;
         let before = proxy.cgroup.cpu()?.usage_us;
         let client = Spawn::in_pod(from, Part::Load, own_program()?)
-            .uid(PROXY_UID)
             .args([
                 HANDSHAKES,
                 "--to",

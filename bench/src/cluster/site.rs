@@ -112,9 +112,16 @@ pub trait Cluster {
     /// Processor time of a node's proxies since they started.
     fn ran(&self, node: u32) -> Result<Duration>;
 
-    /// Has a client in one pod make full mTLS handshakes with another's proxy for so long.
-    fn shake_hands(&self, from: &str, to: &str, time: Duration) -> Result<Handshakes> {
-        let _ = (to, time);
+    /// Has a client in one pod, with the identity of a second, make full mTLS handshakes with the
+    /// proxy of a third for so long.
+    fn shake_hands(
+        &self,
+        from: &str,
+        identity: &str,
+        to: &str,
+        time: Duration,
+    ) -> Result<Handshakes> {
+        let _ = (identity, to, time);
         Err(only_here("handshakes of", from))
     }
 

@@ -206,7 +206,12 @@ fn wish(arm: Arm) -> Wish {
         peer: arm.peer(),
         proxy_args: [arm.proxy_args(), &["--workers", "1"]].concat(),
         limits: Limits::default(),
-        pods: vec![pod("client", 1), pod("far", 2)],
+        // An agent takes what a meshed pod sends, whoever sends it.
+        pods: vec![
+            pod("client", 1),
+            pod("far", 2),
+            pod("stranger", 1).meshed(false),
+        ],
         services: vec![
             ServiceSpec::new("far")
                 .port_as(80, APP_PORT, "http")
@@ -249,7 +254,7 @@ impl Lab<'_> {
         // Opaque or not, it is the same connection.
         if subject.arm.meshed() && !subject.opaque {
             let time = self.args.window;
-            let done = bed.cluster.shake_hands("client", "far", time)?;
+            let done = bed.cluster.shake_hands("stranger", "client", "far", time)?;
             let key = (Quantity::CpuPerHandshake, subject);
             let each = done.proxy_us as f64 / done.made.max(1) as f64;
             measured.entry(key).or_default().push(each);

@@ -6,6 +6,7 @@ mod classify;
 mod copied;
 mod deadline;
 mod headers;
+mod idle;
 pub mod limits;
 mod replay;
 mod serve;
@@ -21,7 +22,8 @@ pub use headers::{
     APP_PROTOCOL, DESTINATION, for_application, for_mesh, for_plaintext, is_upgrade, name_client,
     reason_for_mesh, response,
 };
+pub use idle::HEADER_TIMEOUT;
 pub use replay::Replay;
-pub use serve::{HEADER_TIMEOUT, serve};
+pub use serve::serve;
 pub use synthesize::{failure, from_application, is_failure, is_grpc, is_refusal, malformed};
 pub use well_formed::{Malformed, well_formed};

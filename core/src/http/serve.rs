@@ -1,6 +1,7 @@
 //! A client's connection, HTTP/1 or HTTP/2, until it ends or is drained.
 
 use super::Body;
+use super::idle::{HEADER_TIMEOUT, Pulse, Stop, Watched};
 use super::limits::{CONNECTION_WINDOW, MAX_STREAMS, STREAM_WINDOW};
 use super::stall::Carrier;
 use crate::batch::batched;
@@ -15,14 +16,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-
-/// A client must have sent its next head by then. hyper has no other time-out for
-/// idle connections, and clients that keep theirs longer than the proxy would send
-/// requests into connections that are being closed: Envoy allows 1 h too.
-pub const HEADER_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// How long a connection of HTTP/1 that drains waits for one more request, to tell the client
 /// with its answer. One that is closed while it is idle may meet a request that is under way,
@@ -51,76 +49,147 @@ pub async fn serve<S, H, F>(
 ) -> hyper::Result<()>
 where
     S: AsyncRead + AsyncWrite + Abort + Unpin + Send + 'static,
-    H: Unpin + Fn(Request<Incoming>) -> F,
+    H: Unpin + Fn(Request<Body>) -> F,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     if protocol == Protocol::Http2 {
-        // An async block would have room for the response's future twice.
-        let service = service_fn(move |request| handle(request).map(Ok::<_, Infallible>));
-        let (io, flush) = batched(io);
-        let window = tenant.window(CONNECTION_WINDOW);
-        let connection = http2::Builder::new(Streams(tenant.share().clone()))
-            .timer(TokioTimer::new())
-            .auto_date_header(false)
-            .max_concurrent_streams(MAX_STREAMS)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(window.bytes())
-            .serve_connection(TokioIo::new(io), service);
-        let mut connection = pin!(connection);
-        tokio::select! {
-            // First: one that has only just begun is not idle, it has asked already.
-            biased;
-            ended = flush.drive(connection.as_mut()) => ended,
-            () = drain.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                flush.drive(connection).await
-            }
-        }
+        // Boxed, so that what few connections need makes none of them larger.
+        Box::pin(serve_http2(io, drain, tenant, handle)).await
     } else {
-        let service = service_fn(move |request| {
-            handle(request).map(|mut response| {
-                if drain.is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                    let headers = response.headers_mut();
-                    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                Ok::<_, Infallible>(response)
-            })
-        });
-        let mut connection = http1::Builder::new()
-            .timer(TokioTimer::new())
+        serve_http1(io, drain, handle).await
+    }
+}
+
+async fn serve_http2<S, H, F>(
+    io: S,
+    drain: &CancellationToken,
+    tenant: &Tenant,
+    handle: H,
+) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Abort + Unpin + Send + 'static,
+    H: Unpin + Fn(Request<Body>) -> F,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    // An async block would have room for the response's future twice.
+    let service = service_fn(move |request: Request<Incoming>| {
+        handle(request.map(Body::from)).map(Ok::<_, Infallible>)
+    });
+    let (io, flush) = batched(io);
+    let window = tenant.window(CONNECTION_WINDOW);
+    let connection = http2::Builder::new(Streams(tenant.share().clone()))
+        .timer(TokioTimer::new())
+        .auto_date_header(false)
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(window.bytes())
+        .serve_connection(TokioIo::new(io), service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        // First: one that has only just begun is not idle, it has asked already.
+        biased;
+        ended = flush.drive(connection.as_mut()) => ended,
+        () = drain.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            flush.drive(connection).await
+        }
+    }
+}
+
+/// Takes its connection from hyper while it is idle.
+async fn serve_http1<S, H, F>(io: S, drain: &CancellationToken, handle: H) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Abort + Unpin + Send + 'static,
+    H: Unpin + Fn(Request<Body>) -> F,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let pulse = Arc::<Pulse>::default();
+    let mut service = service_fn(|request: Request<Incoming>| {
+        let under_way = pulse.begin();
+        handle(request.map(|body| under_way.receiving(body))).map(|mut response| {
+            if drain.is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                let headers = response.headers_mut();
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response.map(|body| under_way.answering(body)))
+        })
+    });
+    let mut io = Watched::new(io, pulse.clone());
+    let mut deadline = Instant::now() + HEADER_TIMEOUT;
+    loop {
+        let connection = http1::Builder::new()
             .auto_date_header(false)
             // Otherwise hyper would not notice, while a handler runs, that the client left.
             .half_close(false)
-            .header_read_timeout(HEADER_TIMEOUT)
+            // The pulse has one.
+            .header_read_timeout(None)
             .serve_connection(TokioIo::new(io), service)
             .with_upgrades();
+        // Boxed: it is not there while it is idle.
+        let mut connection = Box::new(connection);
         let carried = async {
             tokio::select! {
                 // First: one that has only just begun is not idle, it has asked already.
                 biased;
-                ended = &mut connection => ended,
+                ended = &mut connection => Ok(ended),
+                stop = pulse.stops(&mut deadline) => Err(stop),
                 () = drain.cancelled() => {
                     // Until then its next answer ends it.
                     let lingered = Box::pin(tokio::time::sleep(LINGER));
-                    tokio::select! {
+                    Ok(tokio::select! {
                         ended = &mut connection => ended,
                         () = lingered => {
-                            std::pin::Pin::new(&mut connection).graceful_shutdown();
+                            std::pin::Pin::new(&mut *connection).graceful_shutdown();
                             (&mut connection).await
                         }
-                    }
+                    })
                 }
             }
         };
-        let ended = Carrier::new(carried).await;
-        // Half an answer must not look whole where its end is the connection's.
-        let is_cut = |ended: &hyper::Result<()>| ended.as_ref().is_err_and(hyper::Error::is_user);
-        if ended.as_ref().is_none_or(is_cut)
-            && let Some(parts) = connection.into_parts()
-        {
-            parts.io.into_inner().abort();
+        match Carrier::new(carried).await {
+            Some(Err(Stop::Idle)) => {
+                let Some(parts) = unboxed(connection).into_parts() else {
+                    return Ok(());
+                };
+                (io, service) = (parts.io.into_inner(), parts.service);
+                io.unread(parts.read_buf);
+                // Boxed, so that what few connections need makes none of them larger.
+                if !Box::pin(wakes(&mut io, deadline, drain)).await {
+                    return Ok(());
+                }
+            }
+            Some(Err(Stop::Overdue)) => return Ok(()),
+            Some(Ok(ended)) if !ended.as_ref().is_err_and(hyper::Error::is_user) => return ended,
+            cut => {
+                // Half an answer must not look whole where its end is the connection's.
+                if let Some(parts) = connection.into_parts() {
+                    parts.io.into_inner().abort();
+                }
+                // Of one that was overdue, the deadline tells.
+                return cut.and_then(Result::ok).unwrap_or(Ok(()));
+            }
         }
-        // Of one that was overdue, the deadline tells.
-        ended.unwrap_or(Ok(()))
+    }
+}
+
+/// Its box is freed now and not when its place is.
+fn unboxed<T>(boxed: Box<T>) -> T {
+    *boxed
+}
+
+/// Whether the client says something before it is too late.
+async fn wakes<S: AsyncRead + Unpin>(
+    io: &mut Watched<S>,
+    deadline: Instant,
+    drain: &CancellationToken,
+) -> bool {
+    let lingered = async {
+        drain.cancelled().await;
+        tokio::time::sleep(LINGER).await;
+    };
+    tokio::select! {
+        biased;
+        woken = io.wakes(deadline) => woken,
+        () = lingered => false,
     }
 }

@@ -9,14 +9,13 @@ use crate::http::{self as message, Body, Timeout};
 use crate::telemetry::{RequestLine, at_end};
 use crate::upstream::{Place, Target, UpstreamError};
 use ::http::{Method, Request, Response, Version};
-use hyper::body::Incoming;
 use std::sync::Arc;
 use std::time::Instant;
 
 impl Outbound {
     pub(super) async fn request(
         self: Arc<Self>,
-        mut request: Request<Incoming>,
+        mut request: Request<Body>,
         protocol: Protocol,
     ) -> Response<Body> {
         let started = Instant::now();
@@ -88,7 +87,7 @@ impl Outbound {
     pub(super) async fn forward(
         &self,
         to: &Destination,
-        mut request: Request<Incoming>,
+        mut request: Request<Body>,
     ) -> Result<Answered, UpstreamError> {
         if request.method() == Method::CONNECT {
             return Err(UpstreamError::ConnectMethod);
@@ -105,9 +104,7 @@ impl Outbound {
         let grpc = message::is_grpc(&request);
         let reserved = self.reserve(to, request.version(), &mut None, None).await;
         let (place, flight, target) = reserved?;
-        let sent = self
-            .send(place, &flight, &target, request.map(Body::from))
-            .await;
+        let sent = self.send(place, &flight, &target, request).await;
         Ok((judge(&flight, sent, grpc)?, Some((flight, target))))
     }
 
@@ -168,7 +165,7 @@ impl Outbound {
         }
     }
 
-    fn line(&self, request: &Request<Incoming>, protocol: Protocol) -> RequestLine {
+    fn line(&self, request: &Request<Body>, protocol: Protocol) -> RequestLine {
         RequestLine::new(
             DIRECTION,
             &self.local.name,

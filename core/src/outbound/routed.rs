@@ -15,7 +15,6 @@ use crate::traffic::{Backend, Budget, Choice, Discarded, RetryPolicy, Rule, Traf
 use crate::upstream::UpstreamError;
 use ::http::request::Parts;
 use ::http::{Method, Request, Version};
-use hyper::body::Incoming;
 use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 
@@ -46,7 +45,7 @@ impl Outbound {
     pub(super) async fn routed(
         self: &Arc<Self>,
         traffic: &Traffic,
-        mut request: Request<Incoming>,
+        mut request: Request<Body>,
         grpc: bool,
     ) -> Result<Answered, UpstreamError> {
         let started = Instant::now();
@@ -86,7 +85,7 @@ impl Outbound {
             let head = routed.within([rule.timeouts.each_try, rule.timeouts.head]);
             within(head, self.forward(&routed.to, request)).await?
         } else {
-            let request = self.mirrored(rule, request.map(Body::from));
+            let request = self.mirrored(rule, request);
             let policy = rule.retry.as_ref();
             match policy.filter(|policy| policy.repeats(request.method(), grpc)) {
                 Some(policy) => {

@@ -25,7 +25,6 @@ use crate::tenancy::Tenant;
 use ::http::{Request, Response, StatusCode, Version};
 use dashmap::DashMap;
 use http_body::Body as _;
-use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use std::hash::Hash;
@@ -401,7 +400,7 @@ impl Upstreams {
     pub async fn upgrade(
         &self,
         io: Box<dyn Io>,
-        mut request: Request<Incoming>,
+        mut request: Request<Body>,
         cut: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Response<Body>, UpstreamError> {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))

@@ -1,0 +1,377 @@
+//! Connections of HTTP/1 that nobody uses at the moment.
+//!
+//! hyper holds 16 KiB of buffers for as long as it has a connection. So one that has been
+//! idle for a while is taken from it ([`Pulse::stops`]), waits with its socket alone
+//! ([`Watched::wakes`]), and is given back with the first byte that comes.
+
+use super::Body;
+use crate::heap::Dormant;
+use crate::relay::Abort;
+use bytes::{Buf, Bytes, BytesMut};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, sleep};
+
+/// A client must have sent its next head by then. Clients that keep their connections longer
+/// than the proxy would send requests into some that are being closed: Envoy allows 1 h too.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
+/// How often it is looked whether a connection is idle, which it is if nothing has happened
+/// since the last time.
+const LOOKS: Duration = Duration::from_secs(5);
+
+/// What wakes it is read into this. Most heads fit.
+const FIRST: usize = 1024;
+
+/// What goes on on a connection, for all who have to do with it.
+#[derive(Default)]
+pub struct Pulse {
+    /// Requests whose body or answer has not gone by.
+    under_way: AtomicUsize,
+    /// Since the last look.
+    begun: AtomicBool,
+    /// Bytes have, in either direction, since the last look.
+    moved: AtomicBool,
+    /// hyper has something that the client does not take.
+    stuck: AtomicBool,
+}
+
+/// Why a connection stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It may go on later.
+    Idle,
+    /// The next head took too long.
+    Overdue,
+}
+
+/// A request is under way for as long as this lives.
+pub struct UnderWay(Arc<Pulse>);
+
+/// An answer's body, with which its request is over.
+pub struct Answering {
+    body: Body,
+    _under_way: UnderWay,
+}
+
+/// A connection's stream, and what of it was read ahead.
+pub struct Watched<S> {
+    io: S,
+    read: Bytes,
+    pulse: Arc<Pulse>,
+}
+
+// === impl Pulse ===
+
+impl Pulse {
+    pub fn begin(self: &Arc<Self>) -> UnderWay {
+        self.begun.store(true, Relaxed);
+        self.under_way.fetch_add(1, Relaxed);
+        UnderWay(self.clone())
+    }
+
+    /// Until there is nothing to be done, and nothing in hyper that would be lost without it.
+    /// `deadline` is the next head's.
+    pub async fn stops(&self, deadline: &mut Instant) -> Stop {
+        loop {
+            sleep(LOOKS).await;
+            let moved = self.moved.swap(false, Relaxed);
+            if self.begun.swap(false, Relaxed) || self.under_way.load(Relaxed) > 0 {
+                *deadline = Instant::now() + HEADER_TIMEOUT;
+            } else if *deadline <= Instant::now() {
+                return Stop::Overdue;
+            } else if !moved && !self.stuck.load(Relaxed) {
+                return Stop::Idle;
+            }
+        }
+    }
+}
+
+// === impl UnderWay ===
+
+impl UnderWay {
+    pub fn receiving(&self, body: Incoming) -> Body {
+        if body.is_end_stream() {
+            return body.into();
+        }
+        let under_way = self.0.begin();
+        Body::from(body).until_end(under_way)
+    }
+
+    pub fn answering(self, body: Body) -> Answering {
+        Answering {
+            body,
+            _under_way: self,
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Relaxed);
+    }
+}
+
+// === impl Answering ===
+
+impl http_body::Body for Answering {
+    type Data = Bytes;
+    type Error = <Body as http_body::Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+// === impl Watched ===
+
+impl<S> Watched<S> {
+    pub fn new(io: S, pulse: Arc<Pulse>) -> Self {
+        Self {
+            io,
+            read: Bytes::new(),
+            pulse,
+        }
+    }
+
+    /// What hyper has read and not used.
+    pub fn unread(&mut self, bytes: Bytes) {
+        // A copy, as they are in hyper's buffer.
+        self.read = [&*bytes, &*self.read].concat().into();
+    }
+}
+
+impl<S: AsyncRead + Unpin> Watched<S> {
+    /// Until there is something to be read. False: nothing comes any more.
+    pub async fn wakes(&mut self, deadline: Instant) -> bool {
+        let _dormant = Dormant::new();
+        let more = poll_fn(|cx| {
+            let mut space = [0; FIRST];
+            let mut more = ReadBuf::new(&mut space);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut more))?;
+            let mut all = BytesMut::from(&*self.read);
+            all.extend_from_slice(more.filled());
+            self.read = all.freeze();
+            Poll::Ready(io::Result::Ok(!more.filled().is_empty()))
+        });
+        matches!(tokio::time::timeout_at(deadline, more).await, Ok(Ok(true)))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read.is_empty() {
+            ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        } else {
+            let count = self.read.len().min(buf.remaining());
+            buf.put_slice(&self.read[..count]);
+            self.read.advance(count);
+            if self.read.is_empty() {
+                self.read = Bytes::new();
+            }
+        }
+        self.pulse.moved.store(true, Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S> Watched<S> {
+    fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
+        self.pulse.moved.store(true, Relaxed);
+        self.pulse.stuck.store(polled.is_pending(), Relaxed);
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.wrote(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.wrote(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+impl<S: Abort> Abort for Watched<S> {
+    fn abort(&mut self) {
+        self.io.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::Protocol;
+    use crate::http::serve;
+    use crate::tenancy::Tenant;
+    use http::{Request, Response};
+    use http_body_util::BodyExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio_util::sync::CancellationToken;
+
+    const LONG: Duration = Duration::from_secs(60);
+    const REQUEST: &[u8] = b"GET /word HTTP/1.1\r\nhost: shop\r\n\r\n";
+
+    /// A client's end of a connection that is served: "/word" with a word at once, "/late"
+    /// when a minute has passed, "/large" with more than fits, "/echo" with what came.
+    fn serving(drain: &CancellationToken) -> (DuplexStream, tokio::task::JoinHandle<()>) {
+        let handle = async |request: Request<Body>| match request.uri().path() {
+            "/late" => {
+                sleep(LONG).await;
+                Body::full("late")
+            }
+            "/large" => Body::full(vec![b'x'; 100_000]),
+            "/echo" => {
+                let body = request.into_body().collect().await.unwrap();
+                Body::full(body.to_bytes())
+            }
+            _ => Body::full("word"),
+        };
+        let handle = move |request| async move { Response::new(handle(request).await) };
+        let (near, far) = tokio::io::duplex(4096);
+        let drain = drain.clone();
+        let served = tokio::spawn(async move {
+            let _ = serve(far, Protocol::Http1, &drain, &Tenant::default(), handle).await;
+        });
+        (near, served)
+    }
+
+    /// Reads until `end` has come, and returns how many bytes that were.
+    async fn read_until(near: &mut DuplexStream, end: &[u8]) -> usize {
+        let mut read = Vec::new();
+        while !read.ends_with(end) {
+            let count = near.read_buf(&mut read).await.unwrap();
+            assert!(count > 0, "{}", String::from_utf8_lossy(&read));
+        }
+        read.len()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_was_idle_goes_on() {
+        let (mut near, _served) = serving(&CancellationToken::new());
+        for _ in 0..3 {
+            near.write_all(REQUEST).await.unwrap();
+            read_until(&mut near, b"word").await;
+            sleep(LONG).await;
+        }
+        // Two heads at once, the second in three pieces.
+        let (first, last) = REQUEST.split_at(9);
+        near.write_all(&[REQUEST, first].concat()).await.unwrap();
+        read_until(&mut near, b"word").await;
+        sleep(LONG).await;
+        let (middle, last) = last.split_at(7);
+        near.write_all(middle).await.unwrap();
+        sleep(LONG).await;
+        near.write_all(last).await.unwrap();
+        read_until(&mut near, b"word").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_is_not_idle() {
+        let (mut near, _served) = serving(&CancellationToken::new());
+        near.write_all(b"GET /late HTTP/1.1\r\nhost: shop\r\n\r\n")
+            .await
+            .unwrap();
+        read_until(&mut near, b"late").await;
+        // For its client, who takes a minute to read on.
+        near.write_all(b"GET /large HTTP/1.1\r\nhost: shop\r\n\r\n")
+            .await
+            .unwrap();
+        near.read_exact(&mut [0; 1000]).await.unwrap();
+        sleep(LONG).await;
+        let mut rest = vec![0; 99_000];
+        near.read_exact(&mut rest).await.unwrap();
+        sleep(LONG).await;
+        let more = near.read_buf(&mut rest).await.unwrap();
+        assert!(more < 200 && rest.ends_with(b"xxxx"), "all of it");
+        // And for the rest of what it is told.
+        let head = b"POST /echo HTTP/1.1\r\nhost: shop\r\ncontent-length: 10\r\n\r\n01234";
+        near.write_all(head).await.unwrap();
+        sleep(LONG).await;
+        near.write_all(b"56789").await.unwrap();
+        read_until(&mut near, b"0123456789").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_waited_for_longer_than_for_a_head() {
+        let (mut near, served) = serving(&CancellationToken::new());
+        near.write_all(REQUEST).await.unwrap();
+        read_until(&mut near, b"word").await;
+        sleep(HEADER_TIMEOUT - LONG).await;
+        assert!(!served.is_finished());
+        served.await.unwrap();
+        // Nor who says one letter of it a second.
+        let (mut near, served) = serving(&CancellationToken::new());
+        let began = Instant::now();
+        while !served.is_finished() {
+            let _ = near.write_all(b"A").await;
+            sleep(Duration::from_secs(1)).await;
+        }
+        assert!(began.elapsed() < HEADER_TIMEOUT + LONG);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_idle_does_not_hold_up_a_drain() {
+        let drain = CancellationToken::new();
+        let (mut near, served) = serving(&drain);
+        let (_idle, other) = serving(&drain);
+        near.write_all(REQUEST).await.unwrap();
+        read_until(&mut near, b"word").await;
+        sleep(LONG).await;
+        drain.cancel();
+        near.write_all(REQUEST).await.unwrap();
+        let mut last = String::new();
+        near.read_to_string(&mut last).await.unwrap();
+        assert!(last.contains("connection: close"), "{last}");
+        let began = Instant::now();
+        served.await.unwrap();
+        other.await.unwrap();
+        assert!(began.elapsed() < LONG);
+    }
+}
