@@ -32,6 +32,7 @@ pub struct Plan {
     pub duration: Duration,
     pub warmup: Duration,
     pub warmup_max: Duration,
+    pub hold: Duration,
     pub start_at_ns: Option<u64>,
     pub connections: usize,
     pub new_connection_per_request: bool,
@@ -119,6 +120,8 @@ pub async fn generate(plan: &Plan, stop: Arc<AtomicBool>) -> Result<LoadReport, 
     let (start_ns, warmup) = generator.warm_up().await?;
     let cost = generator.measure(start_ns).await?;
     generator.drain().await?;
+    let held_ns = now_ns() + plan.hold.as_nanos() as u64;
+    generator.wait_until(held_ns).await?;
     Ok(generator.report(warmup, cost))
 }
 

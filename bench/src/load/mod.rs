@@ -70,6 +70,10 @@ pub struct LoadArgs {
     #[arg(long, value_parser = humantime::parse_duration, default_value = "15s")]
     pub warmup_max: Duration,
 
+    /// Keeps the connections for so long after the window, unused
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "0s")]
+    pub hold: Duration,
+
     /// CLOCK_MONOTONIC nanoseconds at which the measured window begins; the warm-up lasts until then
     #[arg(long, value_name = "NS")]
     pub start_at: Option<u64>,
@@ -237,6 +241,7 @@ impl LoadArgs {
             duration: self.duration,
             warmup: self.warmup,
             warmup_max: self.warmup_max,
+            hold: self.hold,
             start_at_ns: self.start_at,
             connections: self.connections,
             new_connection_per_request: self.new_connection_per_request,

@@ -13,6 +13,8 @@ use std::time::Duration;
 const CONNECTIONS: u32 = 2000;
 /// In this time every connection is opened and used once.
 const ROUND: Duration = Duration::from_secs(8);
+/// And then for so long none.
+const IDLE: Duration = Duration::from_secs(15);
 const OPENING: Duration = Duration::from_secs(3);
 /// Before the generator's end, which closes its connections.
 const LOOK: Duration = Duration::from_millis(300);
@@ -78,8 +80,9 @@ pub fn connections(
             let mut drive = subject.drive(bed, f64::from(CONNECTIONS) / ROUND.as_secs_f64())?;
             drive.connections = CONNECTIONS;
             drive.window = ROUND;
+            drive.hold = IDLE;
             let begin = Drive::appointment(bed, OPENING);
-            end_ns = begin + ROUND.as_nanos() as u64;
+            end_ns = begin + (ROUND + IDLE).as_nanos() as u64;
             generators.push(drive.start(bed, begin)?);
         }
         lab.interrupt

@@ -27,6 +27,8 @@ pub struct Drive {
     pub warmup: Duration,
     /// The measured window.
     pub window: Duration,
+    /// For how long connections are kept after it.
+    pub hold: Duration,
     /// Connections kept.
     pub connections: u32,
     /// A new connection for every request instead.
@@ -50,6 +52,7 @@ impl Drive {
             seed: 0,
             warmup: Duration::ZERO,
             window: Duration::from_secs(1),
+            hold: Duration::ZERO,
             connections: 16,
             fresh: false,
             bin: Duration::from_millis(100),
@@ -73,6 +76,7 @@ impl Drive {
             ("--rate", format!("{:.3}", self.rate)),
             ("--seed", self.seed.to_string()),
             ("--duration", millis(self.window)),
+            ("--hold", millis(self.hold)),
             ("--connections", self.connections.to_string()),
             ("--timeout", millis(self.timeout)),
             ("--bin", millis(self.bin)),
@@ -95,7 +99,7 @@ impl Drive {
             pod: self.pod.clone(),
             arguments: self.arguments(),
             begin_ns,
-            window: self.window,
+            window: self.window + self.hold,
         })?)
     }
 

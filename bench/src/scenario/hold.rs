@@ -1,7 +1,7 @@
 //! R3: what a connection costs that nobody uses.
 //!
 //! A client opens many connections, asks once on each and keeps them. Memory of the proxies on its node is read
-//! before, at the end of the window, and again some time after all of them are closed: what does not come back is
+//! before, when all have been idle for a while, and again some time after all of them are closed: what does not come back is
 //! kept by the allocator or has leaked, and either way the node does not have it.
 
 use super::bed::{self, Shape};
@@ -16,13 +16,15 @@ use std::time::{Duration, Instant};
 
 /// In this time every connection is used once.
 const ROUND: Duration = Duration::from_secs(4);
-/// Beyond the round: the schedule is random, and the last connection has to be idle.
-const SLACK: Duration = Duration::from_secs(2);
+/// Beyond the round: the schedule is random.
+const SLACK: Duration = Duration::from_secs(1);
+/// And then for so long none. A proxy may take some seconds to find that a connection is idle.
+const IDLE: Duration = Duration::from_secs(15);
 /// From asking for a thousand connections to having them, at most.
 const OPENING_THOUSAND: Duration = Duration::from_millis(600);
 /// Of the connections, those that have to have served a request.
 const USED: f64 = 0.99;
-/// Before the window's end, while the generator still holds its connections.
+/// Before the end, while the generator still holds its connections.
 const LOOK: Duration = Duration::from_millis(300);
 const KIB: f64 = 1024.0;
 
@@ -88,7 +90,7 @@ impl Experiment for Hold {
     }
 
     fn visit_estimate(&self, plan: &Plan) -> Duration {
-        Self::opening(plan) + ROUND + SLACK + Self::closed(plan) + Duration::from_millis(500)
+        Self::opening(plan) + ROUND + SLACK + IDLE + Self::closed(plan) + Duration::from_millis(500)
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {
@@ -103,6 +105,7 @@ impl Experiment for Hold {
                 "memory".to_owned(),
                 json!("anonymous pages and kernel memory of the proxies of node 1"),
             ),
+            ("idle_s".to_owned(), json!(IDLE.as_secs())),
             ("closed_s".to_owned(), json!(Self::closed(plan).as_secs())),
         ])
     }
@@ -131,9 +134,10 @@ impl Experiment for Hold {
         drive.connections = connections;
         drive.seed = lab.plan.schedule(Id::R3, visit.block, "");
         drive.window = ROUND + SLACK;
+        drive.hold = IDLE;
         let begin = Drive::appointment(&bed, Self::opening(lab.plan));
         let generator = drive.start(&bed, begin)?;
-        let end_ns = begin + drive.window.as_nanos() as u64;
+        let end_ns = begin + (drive.window + drive.hold).as_nanos() as u64;
         lab.interrupt
             .sleep_until(end_ns.saturating_sub(LOOK.as_nanos() as u64))?;
         let during = held(&bed)?;

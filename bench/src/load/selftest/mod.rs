@@ -244,6 +244,7 @@ fn plan(
         duration: window,
         warmup: Duration::ZERO,
         warmup_max: Duration::ZERO,
+        hold: Duration::ZERO,
         start_at_ns: Some(now_ns() + LEAD.as_nanos() as u64),
         connections: CONNECTIONS,
         new_connection_per_request: false,
