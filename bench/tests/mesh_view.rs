@@ -34,6 +34,9 @@ fn run(placement: Placement) {
         // Where an agent serves more than the one who is asked about.
         account("other").node(2),
         account("outsider").meshed(false),
+        // As in the bench's arms of redirection alone, on one node.
+        account("teller").unannounced().opaque_ports([OPAQUE]),
+        account("hearer").unannounced().opaque_ports([OPAQUE]),
     ];
     let Some(mesh) = Mesh::start(placement, pods, [shop]) else {
         return;
@@ -53,6 +56,7 @@ fn run(placement: Placement) {
         let mut checks = Checks::default();
         checks.run("who we are", view.identity()).await;
         checks.run("a tunnel", view.tunnel()).await;
+        checks.run("redirection alone", view.redirection()).await;
         checks.run("HTTP", view.http()).await;
         checks.run("plaintext", view.plaintext()).await;
         checks.run("bad questions", view.bad_questions()).await;
@@ -102,6 +106,26 @@ impl View<'_> {
         let roots = own["roots"].as_array().context("roots")?;
         assert_eq!(roots.len(), 1);
         assert_eq!(roots[0].as_str().context("a root")?.len(), 64);
+        Ok(())
+    }
+
+    /// Nobody is in the mesh, and still both sides pass on what is redirected to them, once
+    /// each: an agent as well, that has both.
+    async fn redirection(&self) -> Result<()> {
+        let hearer = self.mesh.app("hearer");
+        let listener = hearer.listen(OPAQUE);
+        let client = self.mesh.app("teller").connect(hearer.at(OPAQUE)).await?;
+        let _server = listener.accept().await?;
+        for (pod, direction) in [("teller", "outbound"), ("hearer", "inbound")] {
+            let labels = [
+                format!("direction=\"{direction}\""),
+                format!("workload=\"{pod}\""),
+                "tls=\"false\"".to_owned(),
+            ];
+            let opened = "duet_tcp_connections_opened_total";
+            assert_eq!(self.mesh.count(pod, opened, &labels), 1, "{direction}");
+        }
+        drop(client);
         Ok(())
     }
 

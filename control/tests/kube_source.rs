@@ -4,11 +4,13 @@ mod mesh;
 mod simulated;
 
 use duet_control::Caller;
+use duet_control::state::View;
 use duet_core::WorkloadName;
 use duet_core::api::{MeshProtocol, Mtls, Placement};
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::DeleteParams;
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use simulated::{address, endpoints, in_lab, now, until};
 
@@ -258,6 +260,69 @@ async fn what_pods_say_of_themselves_is_told() {
         ns.patch::<Pod>("web", permissive).await;
         until(&mut watch, "the pod's own word", |view| {
             view.workloads[&web].mtls() == Mtls::Permissive
+        })
+        .await;
+    })
+    .await;
+}
+
+/// As the platform labels nodes, the slices' controller copies it, and a service asks for it.
+#[tokio::test]
+async fn zones_are_those_of_nodes_and_matter_where_a_service_says_so() {
+    in_lab("zones", async |lab| {
+        let far = format!("{}-far", lab.name);
+        lab.add_nodes(std::slice::from_ref(&far)).await;
+        let nodes: Api<Node> = Api::all(lab.client.clone());
+        let label = async |node: &str, zone: &str| {
+            let zone = json!({ "metadata": { "labels": { "topology.kubernetes.io/zone": zone } } });
+            let (params, patch) = (PatchParams::default(), Patch::Merge(zone));
+            nodes.patch(node, &params, &patch).await.unwrap();
+        };
+        label(&lab.node, "zone-a").await;
+        label(&far, "zone-b").await;
+        let ns = lab.namespace("a", json!({}), json!({})).await;
+        let web = json!({ "spec": { "selector": { "app": "web" } } });
+        ns.service("anywhere", web.clone()).await;
+        ns.service("near", web).await;
+        let close = json!({ "spec": { "trafficDistribution": "PreferClose" } });
+        ns.patch::<Service>("near", close).await;
+        let near = ns.sidecar("web-1", "web").await;
+        let stamped = json!({
+            "metadata": {
+                "labels": { "app": "web" }, "annotations": { "duet.dev/placement": "sidecar" },
+            },
+            "spec": { "nodeName": far },
+        });
+        ns.pod("web-2", stamped).await;
+
+        let control = lab.control().await;
+        let mut watch = control.watch(&lab.node).await;
+        let zones = |view: &View, service: &str| -> Vec<(bool, Vec<String>)> {
+            let ports = view.services.get(&ns.key(service)).map(|it| &it.ports);
+            let endpoints = ports.into_iter().flatten().flat_map(|port| &port.endpoints);
+            let mut zones: Vec<_> = endpoints
+                .map(|it| (it.address == near, it.zones.clone()))
+                .collect();
+            zones.sort();
+            zones
+        };
+        let of = |zone: &str| vec![zone.to_owned()];
+        let expected = vec![(false, of("zone-b")), (true, of("zone-a"))];
+        until(&mut watch, "the zones of both", |view| {
+            zones(view, "near") == expected
+        })
+        .await;
+        assert_eq!(
+            zones(&watch.held, "anywhere"),
+            [(false, vec![]), (true, vec![])]
+        );
+        let zone = |view: &View, pod: &str| view.workloads[&ns.key(pod)].zone.clone();
+        assert_eq!(zone(&watch.held, "web-1"), "zone-a");
+        assert_eq!(zone(&watch.held, "web-2"), "zone-b");
+
+        label(&lab.node, "zone-c").await;
+        until(&mut watch, "the node's other zone", |view| {
+            zone(view, "web-1") == "zone-c"
         })
         .await;
     })

@@ -8,9 +8,12 @@ use crate::telemetry::Connections;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::time::Instant;
 
 const LOOKS: Duration = Duration::from_secs(1);
 const SETTLING: Duration = Duration::from_secs(2);
+/// From giving back what is spare to doing it again for connections that are only dormant.
+const BREATHER: Duration = Duration::from_secs(60);
 /// How many connections fewer are worth it, if they are also half of what there were.
 const WORTHWHILE: usize = 256;
 
@@ -27,14 +30,29 @@ struct Peak(usize);
 
 pub async fn give_back(connections: Arc<Connections>) {
     let (mut all, mut awake) = (Peak::default(), Peak::default());
+    let mut gave: Option<Instant> = None;
+    let count = || {
+        let now = connections.len();
+        [now, now.saturating_sub(DORMANT.load(Ordering::Relaxed))]
+    };
     loop {
         tokio::time::sleep(LOOKS).await;
-        let now = connections.len();
-        let dormant = DORMANT.load(Ordering::Relaxed);
-        if all.is_past(now) | awake.is_past(now.saturating_sub(dormant)) {
-            // An entry is gone before what it was an entry of.
-            tokio::time::sleep(SETTLING).await;
+        let mut now = count();
+        let are_gone = all.is_past(now[0]);
+        // Those that are dormant come again: not each time that many do.
+        let may_give = gave.is_none_or(|at| at.elapsed() >= BREATHER);
+        if are_gone || (may_give && awake.is_past(now[1])) {
+            // Until they are as few as they become.
+            loop {
+                // An entry is gone before what it was an entry of.
+                tokio::time::sleep(SETTLING).await;
+                let before = std::mem::replace(&mut now, count());
+                if now[1] >= before[1] / 10 * 9 {
+                    break;
+                }
+            }
             let _ = tokio::task::spawn_blocking(trim).await;
+            gave = Some(Instant::now());
         }
     }
 }

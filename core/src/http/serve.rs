@@ -18,7 +18,7 @@ use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -136,13 +136,18 @@ where
                 () = drain.cancelled() => {
                     // Until then its next answer ends it.
                     let lingered = Box::pin(tokio::time::sleep(LINGER));
-                    Ok(tokio::select! {
-                        ended = &mut connection => ended,
+                    tokio::select! {
+                        ended = &mut connection => Ok(ended),
                         () = lingered => {
                             std::pin::Pin::new(&mut *connection).graceful_shutdown();
-                            (&mut connection).await
+                            // If a head has begun, hyper waits for the rest of it.
+                            tokio::select! {
+                                biased;
+                                ended = &mut connection => Ok(ended),
+                                stop = pulse.stops(&mut deadline) => Err(stop),
+                            }
                         }
-                    })
+                    }
                 }
             }
         };
@@ -177,8 +182,8 @@ fn unboxed<T>(boxed: Box<T>) -> T {
     *boxed
 }
 
-/// Whether the client says something before it is too late.
-async fn wakes<S: AsyncRead + Unpin>(
+/// Whether the client says something before it is too late. If not, it is told of the end.
+async fn wakes<S: AsyncRead + AsyncWrite + Unpin>(
     io: &mut Watched<S>,
     deadline: Instant,
     drain: &CancellationToken,
@@ -187,9 +192,14 @@ async fn wakes<S: AsyncRead + Unpin>(
         drain.cancelled().await;
         tokio::time::sleep(LINGER).await;
     };
-    tokio::select! {
+    let woken = tokio::select! {
         biased;
         woken = io.wakes(deadline) => woken,
         () = lingered => false,
+    };
+    if !woken {
+        // A stream that is merely dropped would be reset.
+        let _ = io.shutdown().await;
     }
+    woken
 }
