@@ -177,7 +177,10 @@ where
     }
 }
 
-/// Its box is freed now and not when its place is.
+#[expect(
+    clippy::boxed_local,
+    reason = "it is freed here, and not when its place is"
+)]
 fn unboxed<T>(boxed: Box<T>) -> T {
     *boxed
 }
