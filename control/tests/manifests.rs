@@ -531,6 +531,23 @@ fn an_api_server_takes_every_overlay_and_example() {
             String::from_utf8_lossy(&output.stderr)
         );
     }
+    for example in ["network-policies.yaml", "authorization-policies.yaml"] {
+        let path = repository().join("deploy/examples").join(example);
+        let text = std::fs::read_to_string(path).expect("readable");
+        // In a namespace that there is.
+        let moved = tempfile::NamedTempFile::with_suffix(".yaml").expect("a place for it");
+        let here = text
+            .lines()
+            .map(|line| line.replace("namespace: example-agent", "namespace: default"))
+            .map(|line| line.replace("namespace: example-sidecar", "namespace: default") + "\n");
+        std::fs::write(moved.path(), here.collect::<String>()).expect("written");
+        let file = moved.path().to_str().expect("UTF-8");
+        let output = kubectl(&["apply", "--dry-run=server", "-f", file]);
+        let problem = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{example}: {problem}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("policy"), "{example}: {said}");
+    }
 }
 
 #[test]

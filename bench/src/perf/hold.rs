@@ -14,7 +14,7 @@ const CONNECTIONS: u32 = 2000;
 /// In this time every connection is opened and used once.
 const ROUND: Duration = Duration::from_secs(8);
 /// And then for so long none.
-const IDLE: Duration = Duration::from_secs(15);
+const IDLE: Duration = Duration::from_secs(20);
 const OPENING: Duration = Duration::from_secs(3);
 /// Before the generator's end, which closes its connections.
 const LOOK: Duration = Duration::from_millis(300);

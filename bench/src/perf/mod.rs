@@ -14,7 +14,7 @@ pub use handshakes::{HANDSHAKES, HandshakesArgs, make as make_handshakes};
 
 use crate::arm::Arm;
 use crate::cluster::{self, Limits, NetnsSite, PodSpec, ServiceSpec, Site, Wish};
-use crate::peer;
+use crate::peer::{self, Peer};
 use crate::run::{Interrupt, Interrupted};
 use crate::scenario::{Bed, Drive, Failure};
 use crate::stats;
@@ -33,6 +33,8 @@ const APP_PORT: u16 = 8080;
 const CONNECTIONS: u32 = 32;
 /// Requests/s; the last one is more than any proxy here carries.
 const RATES: [f64; 3] = [1000.0, 3000.0, 20_000.0];
+/// The peers that do the same: with requests, and with bytes.
+const RIVALS: [&str; 2] = ["envoy-http", "envoy-tcp"];
 /// New connections/s.
 const FRESH: f64 = 400.0;
 /// From standing to the first look at idle proxies.
@@ -84,9 +86,16 @@ pub enum Trouble {
     Other(String),
 }
 
+/// A plain reverse proxy, that has no handshakes to be measured, is none.
+fn rivals() -> impl Iterator<Item = &'static Peer> {
+    peer::built_in()
+        .iter()
+        .filter(|peer| RIVALS.contains(&&*peer.name))
+}
+
 impl Subject {
     fn all(arms: &[Arm]) -> Vec<Self> {
-        let peers = peer::built_in().iter().map(Arm::Peer);
+        let peers = rivals().map(Arm::Peer);
         let wanted = |arm: &Arm| arms.is_empty() || arms.contains(arm);
         [Arm::None, Arm::Sidecar, Arm::Agent]
             .into_iter()
@@ -116,8 +125,8 @@ impl Subject {
     /// The arm of Envoy's that does the same.
     fn rival(self) -> Option<Self> {
         let name = match (self.arm, self.opaque) {
-            (Arm::Sidecar | Arm::Agent, false) => "envoy-http",
-            (Arm::Sidecar | Arm::Agent, true) => "envoy-tcp",
+            (Arm::Sidecar | Arm::Agent, false) => RIVALS[0],
+            (Arm::Sidecar | Arm::Agent, true) => RIVALS[1],
             _ => return None,
         };
         let arm = Arm::Peer(peer::built_in().iter().find(|peer| peer.name == name)?);
@@ -140,7 +149,7 @@ pub(crate) type Measured = BTreeMap<(Quantity, Subject), Vec<f64>>;
 pub fn run(args: &PerfArgs) -> Result<(), Trouble> {
     let interrupt = Interrupt::listen().map_err(|error| Trouble::Other(error.to_string()))?;
     let mut subjects = Subject::all(&args.arms);
-    for peer in peer::built_in() {
+    for peer in rivals() {
         if peer.program().is_none() {
             eprintln!("{} is left out: `make peers` installs it", peer.name);
             subjects.retain(|subject| subject.arm.peer() != Some(peer));

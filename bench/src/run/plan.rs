@@ -284,7 +284,6 @@ impl Plan {
             | Id::L4
             | Id::L5
             | Id::R1
-            | Id::R3
             | Id::R4
             | Id::I2
             | Id::I4
@@ -295,7 +294,8 @@ impl Plan {
             // A minute and more for each arm, and what it counts does not vary.
             Id::U2 => self.pace.counting_blocks.min(1),
             Id::U1 if !self.kubelet => self.pace.counting_blocks,
-            Id::R5
+            Id::R3
+            | Id::R5
             | Id::I3
             | Id::F2
             | Id::F3

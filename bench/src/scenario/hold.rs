@@ -15,11 +15,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// In this time every connection is used once.
-const ROUND: Duration = Duration::from_secs(4);
+const ROUND: Duration = Duration::from_secs(8);
 /// Beyond the round: the schedule is random.
 const SLACK: Duration = Duration::from_secs(1);
+/// Many first requests come at once, and who gives one up closes its connection.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// And then for so long none. A proxy may take some seconds to find that a connection is idle.
-const IDLE: Duration = Duration::from_secs(15);
+const IDLE: Duration = Duration::from_secs(20);
 /// From asking for a thousand connections to having them, at most.
 const OPENING_THOUSAND: Duration = Duration::from_millis(600);
 /// Of the connections, those that have to have served a request.
@@ -132,6 +134,7 @@ impl Experiment for Hold {
             f64::from(connections) / ROUND.as_secs_f64(),
         );
         drive.connections = connections;
+        drive.timeout = PATIENCE;
         drive.seed = lab.plan.schedule(Id::R3, visit.block, "");
         drive.window = ROUND + SLACK;
         drive.hold = IDLE;

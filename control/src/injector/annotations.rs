@@ -130,8 +130,8 @@ impl Settings {
         reader.check_what_others_read();
         if settings.redirect == Redirect::Cni && !config.allow_cni {
             reader.problems.push(format!(
-                "annotation {}: \"cni\" needs a CNI plugin that redirects, and Duet has none \
-                 yet: write \"init\"",
+                "annotation {}: \"cni\" needs a CNI plugin that redirects to sidecars, and Duet's \
+                 redirects to the agent: write \"init\"",
                 names::REDIRECT
             ));
         }

@@ -34,7 +34,7 @@ pub struct Config {
     pub wait: bool,
     pub redirect: Redirect,
     /// Whether there is a CNI plugin that redirects the connections of pods with
-    /// `redirect: cni`. Duet has none yet.
+    /// `redirect: cni`. Duet's own is the agent's.
     pub allow_cni: bool,
     pub sidecar_kind: SidecarKind,
 }
