@@ -296,6 +296,7 @@ impl Generator<'_> {
             offered: recorder.offered,
             sent: recorder.sent,
             completed: recorder.completed,
+            completed_in_window: recorder.completed_in_window,
             errors: recorder.errors.clone(),
             received_bytes: recorder.received_bytes,
             late_sends: recorder.late_sends,

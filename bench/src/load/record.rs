@@ -61,6 +61,7 @@ pub struct Recorder {
     pub offered: u64,
     pub sent: u64,
     pub completed: u64,
+    pub completed_in_window: u64,
     pub errors: BTreeMap<ErrorKind, u64>,
     pub received_bytes: u64,
     pub late_sends: u64,
@@ -87,6 +88,7 @@ impl Recorder {
             offered: 0,
             sent: 0,
             completed: 0,
+            completed_in_window: 0,
             errors: BTreeMap::new(),
             received_bytes: 0,
             late_sends: 0,
@@ -188,6 +190,10 @@ impl Recorder {
         match outcome {
             Ok(bytes) => {
                 self.completed += 1;
+                let window = self.window.as_ref();
+                let in_window =
+                    window.is_some_and(|window| done_ns < window.start_ns + window.length_ns);
+                self.completed_in_window += u64::from(in_window);
                 self.received_bytes += bytes;
                 self.concurrency
                     .left(due.intended_ns, done_ns, Some(response_ns));
@@ -286,6 +292,15 @@ mod tests {
             number: 0,
             measured: true,
         }
+    }
+
+    #[test]
+    fn what_is_answered_after_the_window_is_told_apart() {
+        let mut recorder = recorder();
+        for done_ns in [24 * MS, 25 * MS, 90 * MS] {
+            recorder.finished(due(MS), 2 * MS, done_ns, Ok(1));
+        }
+        assert_eq!((recorder.completed, recorder.completed_in_window), (3, 1));
     }
 
     #[test]

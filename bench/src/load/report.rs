@@ -53,6 +53,9 @@ pub struct LoadReport {
     pub sent: u64,
     /// Requests answered completely and correctly.
     pub completed: u64,
+    /// Of these, before the window's end: where more is asked than is carried, the others wait.
+    #[serde(default)]
+    pub completed_in_window: u64,
     /// Every other request, by what became of it.
     pub errors: BTreeMap<ErrorKind, u64>,
     /// Body bytes received in correct answers.

@@ -22,6 +22,7 @@ fn clean() -> LoadReport {
         offered: 1000,
         sent: 1000,
         completed: 1000,
+        completed_in_window: 1000,
         errors: BTreeMap::new(),
         received_bytes: 0,
         late_sends: 0,

@@ -46,7 +46,7 @@ const AMPLE_MILLIS: u32 = 2000;
 const SCARCE_MILLIS: u32 = 1000;
 /// Cores of all proxies of a node that equal tenants saturate: so little that their limit is what is shared and not
 /// the machine, whose scheduler would be fair for them.
-const SHARED_MILLIS: u32 = 200;
+const SHARED_MILLIS: u32 = 120;
 /// Cores of each application where neighbours compete.
 const SCARCE_APP_MILLIS: u32 = 400;
 /// What it takes to start a generator in every bed at once, beyond one's own.

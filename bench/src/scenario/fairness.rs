@@ -82,8 +82,8 @@ impl Experiment for Fairness {
 
     fn notes(&self, _scenario: Id) -> Vec<String> {
         vec![
-            "Generators have a real-time class and outrank what they ask; four of them leave less of two cores \
-             than the limits allow, in all arms alike."
+            "Generators have a real-time class and outrank what they ask, in all arms alike.".to_owned(),
+            "Answers that come after the window are not counted: until then what was given up is worked off."
                 .to_owned(),
         ]
     }
@@ -108,7 +108,7 @@ impl Experiment for Fairness {
         let mut busiest: f64 = 0.0;
         for generator in generators {
             let report = generator.report(lab.interrupt)?;
-            answered.push(report.completed as f64 / report.window_s);
+            answered.push(report.completed_in_window as f64 / report.window_s);
             busiest = busiest.max(report.generator.core_share());
         }
         let all: f64 = answered.iter().sum();
