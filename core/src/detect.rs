@@ -11,7 +11,7 @@ use crate::relay::Abort;
 use bytes::{Buf, Bytes, BytesMut};
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
@@ -206,11 +206,28 @@ pub struct Replay<S> {
 }
 
 impl<S> Replay<S> {
-    fn new(read: BytesMut, io: S) -> Self {
+    pub fn new(read: BytesMut, io: S) -> Self {
         Self {
             read: read.freeze(),
             io,
         }
+    }
+
+    /// Puts back what was read of it and not used.
+    pub fn unread(&mut self, bytes: Bytes) {
+        // A copy, as they are in somebody's buffer.
+        self.read = [&*bytes, &*self.read].concat().into();
+    }
+}
+
+impl<S: AsyncRead + Unpin> Replay<S> {
+    /// Reads on, behind what there is. False: there is no more.
+    pub fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut space = [0; 1024];
+        let mut more = ReadBuf::new(&mut space);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut more))?;
+        self.read = [&*self.read, more.filled()].concat().into();
+        Poll::Ready(Ok(!more.filled().is_empty()))
     }
 }
 

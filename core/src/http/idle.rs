@@ -5,9 +5,10 @@
 //! ([`Watched::wakes`]), and is given back with the first byte that comes.
 
 use super::Body;
+use crate::detect::Replay;
 use crate::heap::Dormant;
 use crate::relay::Abort;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::future::poll_fn;
@@ -28,9 +29,6 @@ pub const HEADER_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 /// How often it is looked whether a connection is idle, which it is if nothing has happened
 /// since the last time.
 const LOOKS: Duration = Duration::from_secs(5);
-
-/// What wakes it is read into this. Most heads fit.
-const FIRST: usize = 1024;
 
 /// What goes on on a connection, for all who have to do with it.
 #[derive(Default)]
@@ -65,8 +63,7 @@ pub struct Answering {
 
 /// A connection's stream, and what of it was read ahead.
 pub struct Watched<S> {
-    io: S,
-    read: Bytes,
+    io: Replay<S>,
     pulse: Arc<Pulse>,
 }
 
@@ -152,16 +149,14 @@ impl http_body::Body for Answering {
 impl<S> Watched<S> {
     pub fn new(io: S, pulse: Arc<Pulse>) -> Self {
         Self {
-            io,
-            read: Bytes::new(),
+            io: Replay::new(BytesMut::new(), io),
             pulse,
         }
     }
 
     /// What hyper has read and not used.
     pub fn unread(&mut self, bytes: Bytes) {
-        // A copy, as they are in hyper's buffer.
-        self.read = [&*bytes, &*self.read].concat().into();
+        self.io.unread(bytes);
     }
 }
 
@@ -169,15 +164,7 @@ impl<S: AsyncRead + Unpin> Watched<S> {
     /// Until there is something to be read. False: nothing comes any more.
     pub async fn wakes(&mut self, deadline: Instant) -> bool {
         let _dormant = Dormant::new();
-        let more = poll_fn(|cx| {
-            let mut space = [0; FIRST];
-            let mut more = ReadBuf::new(&mut space);
-            ready!(Pin::new(&mut self.io).poll_read(cx, &mut more))?;
-            let mut all = BytesMut::from(&*self.read);
-            all.extend_from_slice(more.filled());
-            self.read = all.freeze();
-            Poll::Ready(io::Result::Ok(!more.filled().is_empty()))
-        });
+        let more = poll_fn(|cx| self.io.poll_more(cx));
         matches!(tokio::time::timeout_at(deadline, more).await, Ok(Ok(true)))
     }
 }
@@ -188,16 +175,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.read.is_empty() {
-            ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        } else {
-            let count = self.read.len().min(buf.remaining());
-            buf.put_slice(&self.read[..count]);
-            self.read.advance(count);
-            if self.read.is_empty() {
-                self.read = Bytes::new();
-            }
-        }
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
         self.pulse.moved.store(true, Relaxed);
         Poll::Ready(Ok(()))
     }
