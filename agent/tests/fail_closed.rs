@@ -43,15 +43,12 @@ fn through(scene: &Scene<'_>, what: &str, happens: impl FnOnce(&Load)) {
 fn watched(scene: &Scene<'_>, what: &str, happens: impl FnOnce(&Load)) -> u64 {
     let (load, tap) = (Load::default(), scene.node.tap());
     std::thread::scope(|scope| {
-        let _stop = StopAtEnd(&load);
-        tap.watch(scope, load::SAID);
+        let _watch = tap.watch(scope, load::SAID);
         std::thread::scope(|clients| {
             let _stop = StopAtEnd(&load);
             scene.calls(&load, clients, 1, EVERY);
             happens(&load);
-            load.stop();
         });
-        tap.stop();
     });
     let count = |count: &std::sync::atomic::AtomicU64| count.load(Relaxed);
     let [packets, meshed, plain, readable, missed] = [
@@ -115,9 +112,8 @@ fn the_tap_sees_plaintext_where_there_is_some() {
         let to = SocketAddr::new(node.pods[1].v4, server.port());
         let tap = node.tap();
         std::thread::scope(|scope| {
-            tap.watch(scope, load::SAID);
+            let _watch = tap.watch(scope, load::SAID);
             node.pods[0].run(|| exchange(to)).unwrap();
-            tap.stop();
         });
         // On both links, there and back.
         assert_eq!(tap.seen.readable.load(Relaxed), 4);

@@ -178,9 +178,11 @@ impl Drop for Agent {
     }
 }
 
-/// A port that is free now.
+/// A port that is free now, and stays so: the address is this test's alone, so that nobody
+/// else's connection takes it before an agent does, or between two of them.
 fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let listener = TcpListener::bind((Ipv4Addr::new(127, 64 + high, middle, low), 0)).unwrap();
     listener.local_addr().unwrap()
 }
 

@@ -162,8 +162,12 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Counts until it is told to stop.
-    pub fn watch<'scope, 'env>(&'env self, scope: &'scope Scope<'scope, 'env>, word: &'env [u8]) {
+    /// Counts for as long as the answer is kept, and then what has passed by that time.
+    pub fn watch<'scope, 'env>(
+        &'env self,
+        scope: &'scope Scope<'scope, 'env>,
+        word: &'env [u8],
+    ) -> Watch<'env> {
         scope.spawn(move || {
             let mut buffer = vec![0; 1 << 17];
             loop {
@@ -188,11 +192,17 @@ impl Tap {
                 }
             }
         });
+        Watch(self)
     }
+}
 
-    /// Once it has counted what has passed by now.
-    pub fn stop(&self) {
-        self.stop.store(true, Relaxed);
+/// Ends the count also where a test fails, which would otherwise wait for it.
+#[must_use]
+pub struct Watch<'a>(&'a Tap);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Relaxed);
     }
 }
 

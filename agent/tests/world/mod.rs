@@ -19,7 +19,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::runtime::Runtime;
@@ -31,6 +31,9 @@ const FIGURES: &str = "figures: ";
 
 /// Longer than anything here takes; a hang is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Longer than any test takes, on a machine that has little time for it.
+const LONGEST: Duration = Duration::from_secs(300);
 
 /// Runs `body` as described above. `name` is the test's own.
 pub fn test(name: &str, body: impl FnOnce(&World)) {
@@ -47,16 +50,28 @@ pub fn test(name: &str, body: impl FnOnce(&World)) {
     }
     let id = format!("{:x}", std::process::id() ^ hash(name));
     let executable = std::env::current_exe().unwrap();
-    let output = Command::new(executable)
-        .args([name, "--exact", "--nocapture", "--test-threads=1"])
-        .env(CHILD, &id)
-        .output()
-        .unwrap();
+    let (ended, end) = mpsc::channel::<()>();
+    let output = std::thread::scope(|scope| {
+        let id = &id;
+        scope.spawn(move || {
+            if end.recv_timeout(LONGEST) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("{name} was killed: it took longer than {LONGEST:?}");
+                remove_cgroups(id);
+            }
+        });
+        let ended = ended;
+        let mut child = Command::new(executable);
+        child.args([name, "--exact", "--nocapture", "--test-threads=1"]);
+        let output = child.env(CHILD, id).output().unwrap();
+        drop(ended);
+        output
+    });
+    let log = fs::read_to_string(scratch(&id).join("log")).unwrap_or_default();
     sweep(&id);
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     assert!(
         output.status.success(),
-        "{}\n{}\n{}",
+        "{}\n{}\n{}\n{log}",
         output.status,
         text(&output.stdout),
         text(&output.stderr)
@@ -145,6 +160,10 @@ fn sweep(id: &str) {
         nix::mount::umount(&bpffs).unwrap();
     }
     let _ = fs::remove_dir_all(scratch(id));
+    remove_cgroups(id);
+}
+
+fn remove_cgroups(id: &str) {
     for hierarchy in [Some(unified()), v1()].into_iter().flatten() {
         remove_cgroup(&hierarchy.join(format!("duet-test-{id}")));
     }
