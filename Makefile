@@ -18,7 +18,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 TOOLS := $(or $(DUET_TOOLS),$(HOME)/.cache/duet-tools)
 
 .PHONY: help bench smoke full publish perf peers build test lint deps test-deps h2spec ebpf ebpf-check ebpf-deps clean \
-	cluster cluster-down cluster-check cluster-deps images images-load install uninstall test-kubernetes scale
+	cluster cluster-down cluster-check cluster-deps images images-load install uninstall test-kubernetes test-uninstall scale
 
 help:               ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -136,7 +136,10 @@ test-kubernetes:    ## the tests that need a cluster with Duet on it; KUBECONFIG
 	@[ -n "$$KUBECONFIG" ] || { echo 'which cluster? export KUBECONFIG=FILE; make cluster says which' >&2; exit 64; }
 	cargo test --workspace --locked $(CARGO_FLAGS) --no-fail-fast \
 	  --test crd --test injector_kube --test kube_source --test kube_identity --test kube_status --test kube_trouble \
-	  --test kube_life --test manifests --test kubernetes --test kubectl_duet --test trouble
+	  --test kube_life --test kube_traffic --test manifests --test kubernetes --test kubectl_duet --test trouble
+
+test-uninstall:     ## takes Duet out of the cluster that KUBECONFIG names, under load, and looks for what is left
+	cargo test --workspace --locked $(CARGO_FLAGS) --test uninstall -- --ignored
 
 scale: build        ## a mesh of ten thousand simulated pods in the cluster that KUBECONFIG names: figures, minutes
 	DUET_SCALE_CONTROL=$(CURDIR)/target/release/duet-control \

@@ -98,6 +98,11 @@ pub enum Ask {
         /// Their containers.
         containers: Vec<String>,
     },
+    /// What there is of the mesh on the node → [`crate::cluster::Belongings`]
+    Belongings {
+        /// The proxies' containers.
+        containers: Vec<String>,
+    },
     /// GET from a container's loopback → [`Page`]
     Get {
         /// In whose network namespace.

@@ -2,10 +2,14 @@
 
 use super::protocol::{Held, Hello, Look, Page};
 use super::{Attendant, at};
-use crate::accounting::{BpfPrograms, CpuPressure, MachineCpu, ProcessCpu, Rollup, open_files};
-use crate::cluster::{self, Cgroup, monotonic_ns};
+use crate::accounting::{
+    BpfPrograms, CpuPressure, MachineCpu, ProcessCpu, Rollup, map_entries, open_files,
+};
+use crate::cluster::{self, Belongings, Cgroup, monotonic_ns};
 use nix::sched::{CloneFlags, setns};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -111,6 +115,25 @@ impl Attendant {
         })
     }
 
+    pub(super) fn belongings(&self, containers: &[String]) -> Result<Belongings, String> {
+        let mut files = 0;
+        for id in containers {
+            for pid in self.containers()?.container(id)?.pids_below() {
+                files += open_files(pid).map_err(said)?;
+            }
+        }
+        let maps: BTreeSet<_> = pins(&self.bpffs)
+            .iter()
+            .filter_map(|pins| Some(pins.parent()?.join("maps")))
+            .collect();
+        let entries = maps.iter().map(|maps| map_entries(maps).map_err(said));
+        Ok(Belongings {
+            namespaces: networks().len() as u64,
+            map_entries: entries.sum::<Result<u64, String>>()?,
+            files,
+        })
+    }
+
     pub(super) fn get(&self, container: &str, port: u16, path: &str) -> Result<Page, String> {
         let cgroup = self.containers()?.container(container)?;
         let pid = first_process(&cgroup)
@@ -119,6 +142,39 @@ impl Attendant {
             .map(|(status, body)| Page { status, body })
             .map_err(|error| format!("GET http://127.0.0.1:{port}{path}: {error}"))
     }
+}
+
+/// All networks of the node: those that a process is in, and those that a mount keeps, as runtimes
+/// do while a pod is there.
+fn networks() -> BTreeSet<u64> {
+    let (mut networks, mut mounts) = (BTreeSet::new(), BTreeSet::new());
+    for process in procfs::process::all_processes()
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let Ok(namespaces) = process.namespaces() else {
+            continue;
+        };
+        let namespace = |kind: &str| namespaces.0.get(OsStr::new(kind)).map(|one| one.identifier);
+        networks.extend(namespace("net"));
+        // One process knows the mounts of all that share its namespace.
+        if let Some(mount) = namespace("mnt")
+            && mounts.insert(mount)
+        {
+            networks.extend(
+                process
+                    .mountinfo()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|mount| {
+                        let number = mount.root.strip_prefix("net:[")?.strip_suffix(']')?;
+                        (mount.fs_type == "nsfs").then(|| number.parse::<u64>().ok())?
+                    }),
+            );
+        }
+    }
+    networks
 }
 
 /// The process that has been in a group for longest.

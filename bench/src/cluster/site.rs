@@ -15,6 +15,7 @@ use crate::load::LoadReport;
 use crate::peer::Peer;
 use crate::results;
 use crate::run::Interrupt;
+use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -109,6 +110,21 @@ pub trait Cluster {
     /// Removes a pod.
     fn remove_pod(&self, pod: &str) -> Result<()>;
 
+    /// Makes a pod, and waits for nothing that others wait for.
+    fn begin_pod(&self, pod: PodSpec) -> Result<()> {
+        self.add_pods(vec![pod])
+    }
+
+    /// The same for its end.
+    fn end_pod(&self, pod: &str) -> Result<()> {
+        self.remove_pod(pod)
+    }
+
+    /// Waits until all pods that were ended are gone.
+    fn await_ended(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Processor time of a node's proxies since they started.
     fn ran(&self, node: u32) -> Result<Duration>;
 
@@ -139,9 +155,7 @@ pub trait Cluster {
     }
 
     /// What there is of the mesh on a node.
-    fn belongings(&self, node: u32) -> Result<Belongings> {
-        Err(only_here("what is left on", &format!("node {node}")))
-    }
+    fn belongings(&self, node: u32) -> Result<Belongings>;
 
     /// Gives the proxies of each node so much processor together, in thousandths of a core.
     fn limit_processors(&self, _millis: u32) -> Result<()> {
@@ -278,9 +292,9 @@ pub struct Charge {
 }
 
 /// What there is of the mesh on a node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Belongings {
-    /// Network namespaces of the cluster.
+    /// Network namespaces.
     pub namespaces: u64,
     /// Entries of the kernel programs' maps.
     pub map_entries: u64,

@@ -3,7 +3,9 @@
 //! A pod a second is made and, three seconds later, removed, while a bystander on the same node goes on
 //! asking. What the mesh has on that node is counted before and after: network namespaces, entries of
 //! the kernel programs' maps, open files. The netns cluster makes real namespaces and enrols them as a
-//! CNI plugin does; a kubelet's own part, images and volumes, is left out in all arms.
+//! CNI plugin does, and each pod is ready before the next; a kubelet's own part, images and volumes, is
+//! left out there in all arms. With a kubelet pods are asked for and removed whether or not they have
+//! become ready: that they come at the same pace in all arms is what makes the arms comparable.
 
 use super::bed::{self, Shape};
 use super::drive::Drive;
@@ -93,6 +95,7 @@ impl Experiment for Churn {
         let (mut busy, churned) = bystander(lab, &bed, visit, EVERY * PODS, point, |begin| {
             churn(lab, &bed, begin)
         })?;
+        bed.cluster.await_ended()?;
         lab.interrupt.sleep(CALM)?;
         let after = bed.cluster.belongings(1)?;
         for (key, value) in left(before, after) {
@@ -153,17 +156,17 @@ fn churn(lab: &Lab<'_>, bed: &Bed, begin: u64) -> Result<u32, Failure> {
         }
         let name = format!("churn-{pod}");
         bed.cluster
-            .add_pods(vec![PodSpec::new(&name).service_account(&name)])?;
+            .begin_pod(PodSpec::new(&name).service_account(&name))?;
         alive.push_back(name);
         made += 1;
         if alive.len() > ALIVE
             && let Some(oldest) = alive.pop_front()
         {
-            bed.cluster.remove_pod(&oldest)?;
+            bed.cluster.end_pod(&oldest)?;
         }
     }
     for name in alive {
-        bed.cluster.remove_pod(&name)?;
+        bed.cluster.end_pod(&name)?;
     }
     Ok(made)
 }

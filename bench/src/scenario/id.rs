@@ -366,7 +366,6 @@ impl Id {
                 | Self::F2
                 | Self::F3
                 | Self::F4
-                | Self::S5
                 | Self::U2
                 | Self::X2
                 | Self::X3

@@ -3,6 +3,8 @@
 //! The tests need `KUBECONFIG` and an installation of `deploy/overlays/both`
 //! (`make cluster images install`); without them they say so and are skipped.
 
+#![allow(dead_code, reason = "each test file uses some of it")]
+
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -26,6 +28,7 @@ pub struct Load {
     pub offered: u64,
     pub completed: u64,
     pub errors: String,
+    kinds: Value,
 }
 
 /// What a test holds while it uses the cluster: a share of it, or all of it.
@@ -321,6 +324,7 @@ impl Load {
         Self {
             offered: report["offered"].as_u64().expect("a count"),
             completed: report["completed"].as_u64().expect("a count"),
+            kinds: report["errors"].clone(),
             errors: format!(
                 "{}, {}; it waited {} s for a processor",
                 report["errors"],
@@ -328,6 +332,11 @@ impl Load {
                 report["generator"]["waited_s"],
             ),
         }
+    }
+
+    /// How many failed in this way, as the report names it.
+    pub fn failed(&self, kind: &str) -> u64 {
+        self.kinds[kind].as_u64().unwrap_or(0)
     }
 
     pub fn assert_nothing_failed(&self, who: &str) {

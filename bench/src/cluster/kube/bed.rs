@@ -386,8 +386,8 @@ impl Standing {
             .collect()
     }
 
-    /// Takes a pod away and waits until it is gone.
-    fn take_away(&self, pod: &str) -> Result<Placed> {
+    /// Asks for a pod's end.
+    fn end(&self, pod: &str) -> Result<Placed> {
         let placed = self.placed(pod)?;
         let kube = &self.site.kube;
         let api: Api<Pod> = Api::namespaced(kube.client.clone(), &self.space);
@@ -399,17 +399,30 @@ impl Standing {
         self.pods
             .borrow_mut()
             .retain(|other| other.name != placed.name);
-        let gone = kube.look(READY, || {
-            let there = kube.ask("look for a pod", api.get_opt(&placed.name))?;
-            Ok(there.is_none().then_some(()))
+        Ok(placed)
+    }
+
+    /// Waits until all pods that were ended are gone.
+    fn await_ended(&self) -> Result<()> {
+        let mut left = Vec::new();
+        let gone = self.site.kube.look(READY, || {
+            let listed = pods::list(&self.site.kube, &self.space, &self.selector())?;
+            let kept = self.pods.borrow();
+            left = listed.iter().map(|pod| pod.called().to_owned()).collect();
+            left.retain(|name| kept.iter().all(|placed| placed.name != *name));
+            Ok(left.is_empty().then_some(()))
         })?;
-        match gone {
-            Some(()) => Ok(placed),
-            None => Err(ClusterError::Pod {
-                pod: format!("{}/{}", self.space, placed.name),
-                problem: format!("it is still there {READY:?} after its deletion"),
-            }),
-        }
+        gone.ok_or_else(|| ClusterError::Pod {
+            pod: format!("{}/{}", self.space, left.join(", ")),
+            problem: format!("still there {READY:?} after the deletion"),
+        })
+    }
+
+    /// Takes a pod away and waits until it is gone.
+    fn take_away(&self, pod: &str) -> Result<Placed> {
+        let placed = self.end(pod)?;
+        self.await_ended()?;
+        Ok(placed)
     }
 
     /// Waits until all of it is there and of use.

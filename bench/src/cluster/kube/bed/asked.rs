@@ -11,7 +11,9 @@ use crate::cluster::kube::nodes::PROMPT;
 use crate::cluster::kube::pods::Observed;
 use crate::cluster::netns_site::{certified, workers_in};
 use crate::cluster::proxy::{Life, Restart};
-use crate::cluster::site::{Capture, Cluster, Generator, Given, Holding, Load, ProxyRef};
+use crate::cluster::site::{
+    Belongings, Capture, Cluster, Generator, Given, Holding, Load, ProxyRef,
+};
 use crate::cluster::spec::{ParityRow, Placement, PodSpec};
 use crate::results;
 use std::net::IpAddr;
@@ -77,6 +79,18 @@ impl Cluster for KubeBed {
         self.0.take_away(pod).map(drop)
     }
 
+    fn begin_pod(&self, pod: PodSpec) -> Result<()> {
+        self.0.make_pods(vec![pod])
+    }
+
+    fn end_pod(&self, pod: &str) -> Result<()> {
+        self.0.end(pod).map(drop)
+    }
+
+    fn await_ended(&self) -> Result<()> {
+        self.0.await_ended()
+    }
+
     fn ran(&self, node: u32) -> Result<Duration> {
         let containers = self.0.containers_on(node)?;
         let reader = self.0.node(node).reader();
@@ -97,6 +111,12 @@ impl Cluster for KubeBed {
                 charged: one.charged,
             })
             .collect())
+    }
+
+    fn belongings(&self, node: u32) -> Result<Belongings> {
+        let containers = self.0.containers_on(node)?;
+        let reader = self.0.node(node).reader();
+        reader.call(Ask::Belongings { containers }, PROMPT)
     }
 
     fn given(&self, node: u32) -> Result<Given> {

@@ -1,0 +1,177 @@
+//! What is written in a cluster holds for what real pods say to each other, in either mode.
+
+mod kubectl;
+
+use kubectl::{Load, Namespace, PATIENCE, cluster, eventually};
+use std::cell::Cell;
+
+/// Clients of one mode, each with the namespace's default service account.
+struct Clients {
+    namespace: Namespace,
+    address: String,
+    asked: Cell<u32>,
+}
+
+impl Clients {
+    fn new(what: &str, mode: &str, address: &str) -> Self {
+        Self {
+            namespace: Namespace::new(what, mode),
+            address: address.to_owned(),
+            asked: Cell::new(0),
+        }
+    }
+
+    /// Half a hundred requests of a new pod.
+    fn ask(&self, path: &str) -> Load {
+        let name = format!("asks-{}", self.asked.replace(self.asked.get() + 1));
+        let url = format!("http://{}{path}", self.address);
+        let flags = ["--rate", "50", "--duration", "1s", "--warmup", "0s"];
+        self.namespace
+            .load(&name, &[&["--url", &url], &flags[..]].concat());
+        self.namespace.report(&name, PATIENCE)
+    }
+
+    fn are_served(&self, path: &str) {
+        self.come_to(path, "everything answered", |load| {
+            load.completed == load.offered
+        });
+    }
+
+    /// Each of them with a status of this class, as `status_4xx`.
+    fn all_get(&self, path: &str, class: &str) {
+        self.come_to(path, class, |load| load.failed(class) == load.offered);
+    }
+
+    /// Soon: what is written has to be heard of first.
+    fn come_to(&self, path: &str, what: &str, is_so: impl Fn(&Load) -> bool) {
+        let what = format!("{}: {path}: {what}", self.namespace.name);
+        eventually(&what, PATIENCE / 4, || {
+            let load = self.ask(path);
+            assert!(load.offered > 0, "{what}");
+            let so = is_so(&load);
+            if !so {
+                eprintln!(
+                    "{what}: not yet: {} of {}, {}",
+                    load.completed, load.offered, load.errors
+                );
+            }
+            so.then_some(())
+        });
+    }
+}
+
+fn policies(mode: &str) {
+    let Some(_cluster) = cluster() else {
+        return;
+    };
+    let servers = Namespace::new("allow-web", mode);
+    let address = servers.web();
+    let friend = Clients::new("friend", mode, &address);
+    let stranger = Clients::new("stranger", mode, &address);
+    let outsider = Clients::new("outsider", "none", &address);
+    for clients in [&friend, &stranger, &outsider] {
+        clients.are_served("/");
+    }
+    servers.apply(&format!(
+        r"
+apiVersion: duet.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {{ name: web }}
+spec:
+  selector: {{ matchLabels: {{ app: web }} }}
+  action: Allow
+  rules:
+    - from: [{{ identities: [cluster.local/ns/{}/sa/default] }}]
+      to: [{{ methods: [GET], paths: [/, '/bytes/*'] }}]
+",
+        friend.namespace.name
+    ));
+    stranger.all_get("/", "status_4xx");
+    outsider.all_get("/", "status_4xx");
+    friend.are_served("/");
+    friend.are_served("/bytes/10");
+    friend.all_get("/info", "status_4xx");
+    // The kubelet's probes are nobody's requests: nothing has been restarted or is unready.
+    let ready = servers.said(&[
+        "get",
+        "deployment",
+        "web",
+        "-o",
+        "jsonpath={.status.readyReplicas}",
+    ]);
+    assert_eq!(ready, "2");
+    servers.said(&["delete", "authorizationpolicy", "web"]);
+    stranger.are_served("/");
+}
+
+fn routes(mode: &str) {
+    let Some(_cluster) = cluster() else {
+        return;
+    };
+    let servers = Namespace::new("route-web", mode);
+    let address = servers.web();
+    let clients = Clients::new("route", mode, &address);
+    clients.are_served("/bytes/10?delay=400ms");
+    servers.apply(
+        r"
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: web }
+spec:
+  parentRefs: [{ group: '', kind: Service, name: web, port: 80 }]
+  rules:
+    - matches: [{ path: { type: PathPrefix, value: /bytes } }]
+      timeouts: { request: 200ms }
+      backendRefs: [{ name: web, port: 80 }]
+    - matches: [{ path: { type: Exact, value: /split } }]
+      filters:
+        - type: URLRewrite
+          urlRewrite: { path: { type: ReplaceFullPath, replacePath: / } }
+      backendRefs: [{ name: web, port: 80, weight: 3 }, { name: gone, port: 80, weight: 1 }]
+    - matches: [{ path: { type: Exact, value: / } }]
+      backendRefs: [{ name: web, port: 80 }]
+",
+    );
+    // Its time is over before the answer comes.
+    clients.all_get("/bytes/10?delay=400ms", "status_5xx");
+    clients.are_served("/bytes/10");
+    clients.are_served("/");
+    // A quarter has no backend; the rest is there, under another path.
+    clients.come_to("/split", "a quarter of it failed", |load| {
+        let failed = load.failed("status_5xx");
+        let share = failed as f64 / load.offered as f64;
+        failed + load.completed == load.offered && (0.1..0.45).contains(&share)
+    });
+    // No rule speaks of it.
+    clients.all_get("/info", "status_4xx");
+    let route = servers.get("httproute/web");
+    let conditions = route["status"]["parents"][0]["conditions"].clone();
+    let is = |kind: &str, status: &str| {
+        let mut all = conditions.as_array().expect("conditions").iter();
+        all.any(|one| one["type"] == kind && one["status"] == status)
+    };
+    assert!(is("Accepted", "True"), "{conditions}");
+    assert!(is("ResolvedRefs", "False"), "there is no {conditions}");
+    servers.said(&["delete", "httproute", "web"]);
+    clients.are_served("/info");
+}
+
+#[test]
+fn policies_hold_with_sidecars() {
+    policies("sidecar");
+}
+
+#[test]
+fn policies_hold_with_an_agent() {
+    policies("agent");
+}
+
+#[test]
+fn routes_hold_with_sidecars() {
+    routes("sidecar");
+}
+
+#[test]
+fn routes_hold_with_an_agent() {
+    routes("agent");
+}
