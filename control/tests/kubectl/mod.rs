@@ -107,6 +107,22 @@ pub fn said(args: &[&str]) -> String {
     text(&output.stdout)
 }
 
+/// `kubectl ARGS`, which reads this.
+pub fn apply(args: &[&str], yaml: &str) {
+    let mut child = Command::new("kubectl")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("kubectl is on the PATH");
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(yaml.as_bytes()).expect("kubectl reads");
+    drop(stdin);
+    let output = child.wait_with_output().expect("kubectl ends");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
 pub fn eventually<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + patience;
     loop {
@@ -163,18 +179,7 @@ impl Namespace {
     }
 
     pub fn apply(&self, yaml: &str) {
-        let mut child = Command::new("kubectl")
-            .args(["-n", &self.name, "apply", "-f", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("kubectl is on the PATH");
-        let mut stdin = child.stdin.take().expect("piped");
-        stdin.write_all(yaml.as_bytes()).expect("kubectl reads");
-        drop(stdin);
-        let output = child.wait_with_output().expect("kubectl ends");
-        assert!(output.status.success(), "{}", text(&output.stderr));
+        apply(&["-n", &self.name, "apply", "-f", "-"], yaml);
     }
 
     /// `web`, a service before a deployment of two; ready when it returns.
