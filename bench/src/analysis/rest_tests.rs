@@ -297,8 +297,11 @@ fn faults_and_lives() {
         ],
     );
 
-    let churn = sweep(&[("quiet", 0.0), ("a pod a second", 1.0)]);
-    let left = |_: &Point| {
+    let churn = sweep(&[("quiet", 0.0), ("a pod a second", 1.0), ("afterwards", 2.0)]);
+    let left = |point: &Point| {
+        if point.x < 2.0 {
+            return Vec::new();
+        }
         vec![
             (keys::CHURNED, [0.0, 8.0, 8.0]),
             (keys::LEFT_NAMESPACES, [0.0, 0.0, 0.0]),

@@ -168,7 +168,7 @@ pub const EGRESS_FAILED: &str = "egress_failed";
 /// S4: the application's end → the proxy's, ms; negative where the proxy ended first.
 pub const PROXY_OUTLIVED: &str = "proxy_outlived_ms";
 
-/// S5: pods that came and went, at `x` = 1.
+/// S5: pods that came and went, at `x` = 2; the load of a bystander meanwhile is at `x` = 1.
 pub const CHURNED: &str = "churned";
 /// S5: what there was of the mesh afterwards that had not been there before.
 pub const LEFT_NAMESPACES: &str = "left_namespaces";

@@ -88,22 +88,23 @@ impl Experiment for Churn {
     }
 
     fn visit(&mut self, lab: &Lab<'_>, visit: Visit) -> Result<Vec<(Id, Trial)>, Failure> {
+        let began = Instant::now();
         let bed = lab.bed(Self::shape(lab.plan), visit.arm)?;
         let (quiet, ()) = bystander(lab, &bed, visit, QUIET, Point::at("quiet", 0.0), |_| Ok(()))?;
         let before = bed.cluster.belongings(1)?;
         let point = Point::at("a pod a second", 1.0);
-        let (mut busy, churned) = bystander(lab, &bed, visit, EVERY * PODS, point, |begin| {
+        let (busy, churned) = bystander(lab, &bed, visit, EVERY * PODS, point, |begin| {
             churn(lab, &bed, begin)
         })?;
         bed.cluster.await_ended()?;
         lab.interrupt.sleep(CALM)?;
         let after = bed.cluster.belongings(1)?;
-        for (key, value) in left(before, after) {
-            busy.values.insert(key.to_owned(), value);
-        }
-        busy.values
-            .insert(keys::CHURNED.to_owned(), f64::from(churned));
-        Ok(vec![(Id::S5, quiet), (Id::S5, busy)])
+        let counts = left(before, after)
+            .into_iter()
+            .chain([(keys::CHURNED, f64::from(churned))]);
+        // Of its own: what is counted here is true however late a generator was.
+        let left = lab.trial(visit.arm, Point::at("afterwards", 2.0), began, counts);
+        Ok([quiet, busy, left].map(|trial| (Id::S5, trial)).into())
     }
 }
 

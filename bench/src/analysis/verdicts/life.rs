@@ -377,8 +377,9 @@ fn proxies_of(arm: &Arm) -> String {
 
 pub fn churn(case: &Case) -> Option<Verdict> {
     let points = case.scenario.points();
-    let busy = points.last()?;
-    let counted = |key| case.said(key, Some(busy), super::sum);
+    let busy = points.iter().find(|point| point.x == 1.0)?;
+    let after = points.last()?;
+    let counted = |key| case.said(key, Some(after), super::sum);
     let pods = counted(keys::CHURNED)?;
     let left: Vec<String> = case
         .meshes()
