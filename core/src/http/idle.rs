@@ -183,8 +183,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S> Watched<S> {
     fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
-        self.pulse.moved.store(true, Relaxed);
         self.pulse.stuck.store(polled.is_pending(), Relaxed);
+        if polled.is_ready() {
+            self.pulse.moved.store(true, Relaxed);
+        }
         polled
     }
 }
@@ -351,9 +353,8 @@ mod tests {
             near.write_all(&REQUEST[..9]).await.unwrap();
             sleep(Duration::from_secs(1)).await;
             drain.cancel();
-            let began = Instant::now();
-            served.await.unwrap();
-            assert!(began.elapsed() < LONG / 2, "{:?}", began.elapsed());
+            let ended = tokio::time::timeout(LONG / 2, served).await;
+            ended.expect("it does not wait for the rest").unwrap();
             assert_eq!(near.read(&mut [0; 10]).await.unwrap(), 0);
         }
     }
