@@ -167,3 +167,35 @@ pub(crate) fn accept(
     });
     connections
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ca::NewRoot;
+
+    const LIFETIME: Duration = Duration::from_secs(3600);
+
+    fn authority() -> Authority {
+        let new = NewRoot::generate().unwrap();
+        Authority::from_pem(&format!("{}{}", new.key, new.certificate)).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_renewed_at_half_of_its_life_again_and_again() {
+        let trust = Trust::from(authority());
+        let own = ServerCertificate::issue(&trust.current(), SERVER_NAME, LIFETIME).unwrap();
+        let shown = || own.current.load_full().cert[0].clone();
+        let mut before = shown();
+        let keeping = tokio::spawn(own.clone().keep_renewed(trust));
+        let margin = LIFETIME / 20;
+        tokio::time::sleep(LIFETIME / 2 - margin).await;
+        for _ in 0..3 {
+            assert_eq!(shown(), before, "not yet");
+            tokio::time::sleep(2 * margin).await;
+            assert_ne!(shown(), before);
+            before = shown();
+            tokio::time::sleep(LIFETIME / 2 - 2 * margin).await;
+        }
+        assert!(!keeping.is_finished());
+    }
+}

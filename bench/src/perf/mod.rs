@@ -6,6 +6,7 @@
 //! blocks. Wake-ups dominate at low rates, so costs compare at equal rates only.
 
 mod flame;
+mod floor;
 mod handshakes;
 mod hold;
 mod table;
@@ -241,6 +242,14 @@ struct Lab<'a> {
 impl Lab<'_> {
     fn visit(&self, subject: Subject, block: u32, measured: &mut Measured) -> Result<(), Trouble> {
         let bed = &self.beds[&subject.arm];
+        if subject.arm == Arm::None {
+            for (at, rate) in RATES.into_iter().take(2).enumerate() {
+                let floor = floor::measure(rate, self.args.window)
+                    .map_err(|error| Trouble::Other(format!("over loopback: {error}")))?;
+                let key = (Quantity::Floor(at), subject);
+                measured.entry(key).or_default().push(floor);
+            }
+        }
         for (at, rate) in RATES.into_iter().enumerate() {
             let drive = subject.drive(bed, rate)?;
             let done = self.measure(bed, drive, &format!("{block}/{rate}"))?;

@@ -12,6 +12,8 @@ pub enum Quantity {
     Median,
     /// Of both proxies, at a rate.
     CpuPerRequest(usize),
+    /// Of anyone who wakes up as often, at a rate.
+    Floor(usize),
     CpuPerConnection,
     /// Of the server's proxy.
     CpuPerHandshake,
@@ -24,11 +26,13 @@ pub enum Quantity {
 }
 
 impl Quantity {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 13] = [
         Self::Median,
         Self::CpuPerRequest(0),
         Self::CpuPerRequest(1),
         Self::CpuPerRequest(2),
+        Self::Floor(0),
+        Self::Floor(1),
         Self::CpuPerConnection,
         Self::CpuPerHandshake,
         Self::IdleRss,
@@ -43,6 +47,10 @@ impl Quantity {
             Self::Median => format!("p50 at {}/s, µs", RATES[0]),
             Self::CpuPerRequest(2) => "proxy CPU per request at saturation, µs".to_owned(),
             Self::CpuPerRequest(at) => format!("proxy CPU per request at {}/s, µs", RATES[at]),
+            Self::Floor(at) => format!(
+                "floor: four turns of wait, read, write at {}/s, µs",
+                RATES[at]
+            ),
             Self::CpuPerConnection => "proxy CPU per new connection, µs".to_owned(),
             Self::CpuPerHandshake => "server's proxy CPU per mTLS handshake, µs".to_owned(),
             Self::IdleRss => "idle proxy, RSS, MiB".to_owned(),
@@ -57,6 +65,7 @@ impl Quantity {
         match self {
             Self::Median
             | Self::CpuPerRequest(_)
+            | Self::Floor(_)
             | Self::CpuPerConnection
             | Self::CpuPerHandshake => 0,
             _ => 1,
