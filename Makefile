@@ -139,6 +139,7 @@ test-kubernetes:    ## the tests that need a cluster with Duet on it; KUBECONFIG
 	  --test kube_life --test kube_traffic --test manifests --test kubernetes --test kubectl_duet --test trouble
 
 test-uninstall:     ## takes Duet out of the cluster that KUBECONFIG names, under load, and looks for what is left
+	@[ -n "$$KUBECONFIG" ] || { echo 'which cluster? export KUBECONFIG=FILE; make cluster says which' >&2; exit 64; }
 	cargo test --workspace --locked $(CARGO_FLAGS) --test uninstall -- --ignored
 
 scale: build        ## a mesh of ten thousand simulated pods in the cluster that KUBECONFIG names: figures, minutes

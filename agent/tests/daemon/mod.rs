@@ -80,7 +80,7 @@ impl Agent {
         let mut log = fs::OpenOptions::new();
         let log = log.create(true).append(true);
         let log = log.open(world.scratch().join("log")).unwrap();
-        let [metrics, health] = [free_port(), free_port()];
+        let [metrics, health] = free_ports();
         let child = Command::new(BINARY)
             .args([verb, "--node", "node-1", "--socket"])
             .arg(world.scratch().join("agent.sock"))
@@ -178,12 +178,14 @@ impl Drop for Agent {
     }
 }
 
-/// A port that is free now, and stays so: the address is this test's alone, so that nobody
-/// else's connection takes it before an agent does, or between two of them.
-fn free_port() -> SocketAddr {
+/// Two ports that are free now. The address is this test's alone, so that nobody else's
+/// connection takes one before an agent does, or between two of them.
+fn free_ports() -> [SocketAddr; 2] {
     let [_, high, middle, low] = std::process::id().to_be_bytes();
-    let listener = TcpListener::bind((Ipv4Addr::new(127, 64 + high, middle, low), 0)).unwrap();
-    listener.local_addr().unwrap()
+    let address = (Ipv4Addr::new(127, 64 + high, middle, low), 0);
+    [address, address]
+        .map(|address| TcpListener::bind(address).unwrap())
+        .map(|listener| listener.local_addr().unwrap())
 }
 
 pub fn get(from: SocketAddr, path: &str) -> (u16, String) {

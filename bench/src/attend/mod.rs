@@ -165,7 +165,10 @@ impl Attendant {
             } => json(self.look(at_ns, &proxies, generator.as_deref(), &pods, programs)?),
             Ask::Ran { containers } => json(self.ran(&containers)?),
             Ask::Holdings { containers } => json(self.holdings(&containers)?),
-            Ask::Belongings { containers } => json(self.belongings(&containers)?),
+            Ask::Belongings {
+                containers,
+                programs,
+            } => json(self.belongings(&containers, programs)?),
             Ask::Get {
                 container,
                 port,

@@ -102,6 +102,8 @@ pub enum Ask {
     Belongings {
         /// The proxies' containers.
         containers: Vec<String>,
+        /// Maps of kernel programs, too.
+        programs: bool,
     },
     /// GET from a container's loopback → [`Page`]
     Get {

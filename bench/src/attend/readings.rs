@@ -115,7 +115,11 @@ impl Attendant {
         })
     }
 
-    pub(super) fn belongings(&self, containers: &[String]) -> Result<Belongings, String> {
+    pub(super) fn belongings(
+        &self,
+        containers: &[String],
+        programs: bool,
+    ) -> Result<Belongings, String> {
         let mut files = 0;
         for id in containers {
             for pid in self.containers()?.container(id)?.pids_below() {
@@ -124,6 +128,7 @@ impl Attendant {
         }
         let maps: BTreeSet<_> = pins(&self.bpffs)
             .iter()
+            .filter(|_| programs)
             .filter_map(|pins| Some(pins.parent()?.join("maps")))
             .collect();
         let entries = maps.iter().map(|maps| map_entries(maps).map_err(said));
@@ -159,20 +164,18 @@ fn networks() -> BTreeSet<u64> {
         let namespace = |kind: &str| namespaces.0.get(OsStr::new(kind)).map(|one| one.identifier);
         networks.extend(namespace("net"));
         // One process knows the mounts of all that share its namespace.
-        if let Some(mount) = namespace("mnt")
-            && mounts.insert(mount)
-        {
-            networks.extend(
-                process
-                    .mountinfo()
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|mount| {
-                        let number = mount.root.strip_prefix("net:[")?.strip_suffix(']')?;
-                        (mount.fs_type == "nsfs").then(|| number.parse::<u64>().ok())?
-                    }),
-            );
-        }
+        let Some(of) = namespace("mnt").filter(|of| !mounts.contains(of)) else {
+            continue;
+        };
+        let Ok(known) = process.mountinfo() else {
+            continue;
+        };
+        mounts.insert(of);
+        let kept = known.into_iter().filter(|mount| mount.fs_type == "nsfs");
+        networks.extend(kept.filter_map(|mount| {
+            let number = mount.root.strip_prefix("net:[")?.strip_suffix(']')?;
+            number.parse::<u64>().ok()
+        }));
     }
     networks
 }

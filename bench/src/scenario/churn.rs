@@ -66,7 +66,7 @@ impl Experiment for Churn {
     }
 
     fn visit_estimate(&self, _plan: &Plan) -> Duration {
-        QUIET + EVERY * PODS + CALM + Duration::from_secs(3)
+        QUIET + EVERY * (PODS + ALIVE as u32) + CALM + Duration::from_secs(3)
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {
@@ -88,7 +88,6 @@ impl Experiment for Churn {
     }
 
     fn visit(&mut self, lab: &Lab<'_>, visit: Visit) -> Result<Vec<(Id, Trial)>, Failure> {
-        let began = Instant::now();
         let bed = lab.bed(Self::shape(lab.plan), visit.arm)?;
         let (quiet, ()) = bystander(lab, &bed, visit, QUIET, Point::at("quiet", 0.0), |_| Ok(()))?;
         let before = bed.cluster.belongings(1)?;
@@ -96,6 +95,7 @@ impl Experiment for Churn {
         let (busy, churned) = bystander(lab, &bed, visit, EVERY * PODS, point, |begin| {
             churn(lab, &bed, begin)
         })?;
+        let began = Instant::now();
         bed.cluster.await_ended()?;
         lab.interrupt.sleep(CALM)?;
         let after = bed.cluster.belongings(1)?;
@@ -166,7 +166,10 @@ fn churn(lab: &Lab<'_>, bed: &Bed, begin: u64) -> Result<u32, Failure> {
             bed.cluster.end_pod(&oldest)?;
         }
     }
-    for name in alive {
+    // The last ones live as long as all the others.
+    for (number, name) in (made..).zip(alive) {
+        lab.interrupt
+            .sleep_until(begin + (EVERY * number).as_nanos() as u64)?;
         bed.cluster.end_pod(&name)?;
     }
     Ok(made)

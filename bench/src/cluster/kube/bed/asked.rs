@@ -116,7 +116,11 @@ impl Cluster for KubeBed {
     fn belongings(&self, node: u32) -> Result<Belongings> {
         let containers = self.0.containers_on(node)?;
         let reader = self.0.node(node).reader();
-        reader.call(Ask::Belongings { containers }, PROMPT)
+        let ask = Ask::Belongings {
+            containers,
+            programs: self.0.placement() == Placement::Agent,
+        };
+        reader.call(ask, PROMPT)
     }
 
     fn given(&self, node: u32) -> Result<Given> {
