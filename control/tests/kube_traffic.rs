@@ -152,7 +152,10 @@ spec:
         all.any(|one| one["type"] == kind && one["status"] == status)
     };
     assert!(is("Accepted", "True"), "{conditions}");
-    assert!(is("ResolvedRefs", "False"), "there is no {conditions}");
+    assert!(
+        is("ResolvedRefs", "False"),
+        "a backend is missing: {conditions}"
+    );
     servers.said(&["delete", "httproute", "web"]);
     clients.are_served("/info");
 }

@@ -5,8 +5,10 @@
 //! 1 KiB on a connection over loopback, and sends it back. Of a proxy's share it leaves out TLS,
 //! HTTP, other connections, and the way from one network namespace to the next.
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
-use std::io::{Read, Result, Write};
+use nix::unistd::Pid;
+use std::io::{Error, Read, Result, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -14,16 +16,42 @@ const MESSAGE: [u8; 1024] = [7; 1024];
 /// Of both proxies, for each request.
 const TURNS: f64 = 4.0;
 
+/// Which of the machine's cores the two ends have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cores {
+    /// The same: nobody is woken elsewhere.
+    One,
+    /// One each.
+    Two,
+}
+
 /// Processor time of four turns at so many a second, µs.
-pub fn measure(rate: f64, window: Duration) -> Result<f64> {
+pub fn measure(rate: f64, window: Duration, cores: Cores) -> Result<f64> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let stream = TcpStream::connect(listener.local_addr()?)?;
     std::thread::scope(|scope| {
-        let answering = scope.spawn(move || answer(&listener));
-        let asked = ask(stream, rate, window);
+        let answering = scope.spawn(move || bind_to(0).and_then(|()| answer(&listener)));
+        // Of its own, so that this thread may go on everywhere.
+        let asking = scope.spawn(move || {
+            bind_to(usize::from(cores == Cores::Two))?;
+            ask(stream, rate, window)
+        });
+        let asked = asking.join().expect("it does not panic");
         let one = answering.join().expect("it does not panic")?;
         asked.map(|()| one * TURNS)
     })
+}
+
+/// Binds this thread to one of the cores that it may run on, counted from 0.
+fn bind_to(core: usize) -> Result<()> {
+    let this = Pid::from_raw(0);
+    let may = sched_getaffinity(this)?;
+    let mut allowed = (0..CpuSet::count()).filter(|&cpu| may.is_set(cpu).unwrap_or(false));
+    let chosen = allowed.nth(core);
+    let chosen = chosen.ok_or_else(|| Error::other(format!("there is no core {core}")))?;
+    let mut only = CpuSet::new();
+    only.set(chosen)?;
+    Ok(sched_setaffinity(this, &only)?)
 }
 
 fn ask(mut stream: TcpStream, rate: f64, window: Duration) -> Result<()> {
@@ -64,7 +92,7 @@ mod tests {
 
     #[test]
     fn four_turns_take_some_time_and_less_than_there_is() {
-        let us = measure(200.0, Duration::from_millis(500)).unwrap();
+        let us = measure(200.0, Duration::from_millis(500), Cores::One).unwrap();
         assert!(us > 1.0 && us < TURNS * 5000.0, "{us}");
     }
 }

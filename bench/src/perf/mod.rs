@@ -20,6 +20,7 @@ use crate::run::{Interrupt, Interrupted};
 use crate::scenario::{Bed, Drive, Failure};
 use crate::stats;
 use clap::Args;
+use floor::Cores;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -243,10 +244,11 @@ impl Lab<'_> {
     fn visit(&self, subject: Subject, block: u32, measured: &mut Measured) -> Result<(), Trouble> {
         let bed = &self.beds[&subject.arm];
         if subject.arm == Arm::None {
-            for (at, rate) in RATES.into_iter().take(2).enumerate() {
-                let floor = floor::measure(rate, self.args.window)
+            let there = std::thread::available_parallelism().map_or(1, usize::from);
+            for cores in [Cores::One, Cores::Two].into_iter().take(there) {
+                let floor = floor::measure(RATES[0], self.args.window, cores)
                     .map_err(|error| Trouble::Other(format!("over loopback: {error}")))?;
-                let key = (Quantity::Floor(at), subject);
+                let key = (Quantity::Floor(cores), subject);
                 measured.entry(key).or_default().push(floor);
             }
         }

@@ -1,5 +1,6 @@
 //! The table: medians over the blocks, and the ratios that the bar is set for.
 
+use super::floor::Cores;
 use super::{Measured, RATES, Subject};
 use crate::arm::Arm;
 use crate::stats;
@@ -12,8 +13,8 @@ pub enum Quantity {
     Median,
     /// Of both proxies, at a rate.
     CpuPerRequest(usize),
-    /// Of anyone who wakes up as often, at a rate.
-    Floor(usize),
+    /// Of anyone who wakes up as often, at the first rate.
+    Floor(Cores),
     CpuPerConnection,
     /// Of the server's proxy.
     CpuPerHandshake,
@@ -31,8 +32,8 @@ impl Quantity {
         Self::CpuPerRequest(0),
         Self::CpuPerRequest(1),
         Self::CpuPerRequest(2),
-        Self::Floor(0),
-        Self::Floor(1),
+        Self::Floor(Cores::One),
+        Self::Floor(Cores::Two),
         Self::CpuPerConnection,
         Self::CpuPerHandshake,
         Self::IdleRss,
@@ -47,10 +48,13 @@ impl Quantity {
             Self::Median => format!("p50 at {}/s, µs", RATES[0]),
             Self::CpuPerRequest(2) => "proxy CPU per request at saturation, µs".to_owned(),
             Self::CpuPerRequest(at) => format!("proxy CPU per request at {}/s, µs", RATES[at]),
-            Self::Floor(at) => format!(
-                "floor: four turns of wait, read, write at {}/s, µs",
-                RATES[at]
-            ),
+            Self::Floor(cores) => {
+                let on = match cores {
+                    Cores::One => "on one core",
+                    Cores::Two => "on two cores",
+                };
+                format!("floor: four turns {on} at {}/s, µs", RATES[0])
+            }
             Self::CpuPerConnection => "proxy CPU per new connection, µs".to_owned(),
             Self::CpuPerHandshake => "server's proxy CPU per mTLS handshake, µs".to_owned(),
             Self::IdleRss => "idle proxy, RSS, MiB".to_owned(),
