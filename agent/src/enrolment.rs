@@ -17,7 +17,7 @@ use crate::passing::Inherited;
 use crate::pod::{self, Pod, PodError};
 use crate::record::Record;
 use crate::sandbox;
-use duet_core::{Placed, Proxy, ReadyGuard, Workload, WorkloadName};
+use duet_core::{Placed, Proxy, ReadyGuard, Workload, WorkloadName, vital};
 use duet_ebpf::NetnsCookie;
 use prometheus::{IntGaugeVec, Opts};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -201,7 +201,7 @@ impl Enrolment {
             certified: Arc::default(),
         });
         enrolment.recover().await?;
-        tokio::spawn(enrolment.clone().watch(ready));
+        tokio::spawn(vital(enrolment.clone().watch(ready)));
         Ok(enrolment)
     }
 

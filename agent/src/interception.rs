@@ -16,6 +16,8 @@ use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, Program, ProgramError, SkLookup};
 use aya::{Ebpf, EbpfLoader};
 use duet_ebpf::{NetnsCookie, names};
+use object::read::elf::ElfFile64;
+use object::{Endianness, Object, ObjectSection, ObjectSymbol};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -49,6 +51,10 @@ pub enum InterceptionError {
     Migration(#[from] MigrationError),
     #[error("cannot load the eBPF object: {0}; duet-agent doctor says what the kernel lacks")]
     Object(#[from] aya::EbpfError),
+    #[error("cannot read the eBPF object: {0}")]
+    Elf(#[from] object::Error),
+    #[error("the eBPF object has no constant {0}")]
+    NoConstant(&'static str),
     #[error(
         "cannot load eBPF program {program}: {error}; duet-agent doctor says what the kernel lacks"
     )]
@@ -334,6 +340,7 @@ pub fn unpin(pin: &Path) -> io::Result<()> {
 fn loader(layout: &Layout) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
+    duet_core::trim_heap();
     for (name, _, _) in maps::SIZES {
         loader.map_pin_path(name, layout.map(name));
     }
@@ -343,10 +350,27 @@ fn loader(layout: &Layout) -> EbpfLoader<'static> {
 /// Loads the object with its maps from the loader's layout, pinning those that are
 /// not.
 fn load(loader: &mut EbpfLoader<'static>, netns: NetnsCookie) -> Result<Ebpf, InterceptionError> {
-    // The loader borrows it for as long as it lives: eight bytes for each pod.
-    let netns: &'static _ = Box::leak(Box::new(netns));
-    loader.override_global(names::NETNS, netns, true);
-    Ok(loader.load(OBJECT)?)
+    Ok(loader.load(&object_for(netns)?)?)
+}
+
+/// The object with its one constant set. The loader would do it too, and would have to
+/// borrow the constant for as long as it lives.
+fn object_for(netns: NetnsCookie) -> Result<Vec<u8>, InterceptionError> {
+    let elf = ElfFile64::<Endianness>::parse(OBJECT)?;
+    let symbol = elf.symbol_by_name(names::NETNS);
+    let section = symbol
+        .and_then(|symbol| symbol.section_index())
+        .and_then(|section| elf.section_by_index(section).ok());
+    let (symbol, (section, _)) = symbol
+        .zip(section.and_then(|section| section.file_range()))
+        .ok_or(InterceptionError::NoConstant(names::NETNS))?;
+    let at = (section + symbol.address()) as usize;
+    let mut object = OBJECT.to_vec();
+    object
+        .get_mut(at..at + size_of_val(&netns))
+        .ok_or(InterceptionError::NoConstant(names::NETNS))?
+        .copy_from_slice(&netns.to_ne_bytes());
+    Ok(object)
 }
 
 /// Puts `program` into the link at `pin`, if that is one `same` as wanted. What is

@@ -6,8 +6,8 @@ use crate::maps::MapsError;
 use crate::netns::Netns;
 use crate::passing::{Inherited, Place};
 use crate::record::Record;
-use duet_core::Capture;
 use duet_core::capture::{self, INBOUND_PORT, MESH_PORT, OUTBOUND_PORT};
+use duet_core::{Capture, vital};
 use duet_ebpf::ListenerKey;
 use nix::sys::socket::{
     AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket,
@@ -114,11 +114,11 @@ impl Pod {
                 return Err(error);
             }
         };
-        let watcher = tokio::spawn(watch_addresses(
+        let watcher = tokio::spawn(vital(watch_addresses(
             changes,
             interception.clone(),
             netns.clone(),
-        ));
+        )));
         let pod = Self {
             netns,
             interception: interception.clone(),

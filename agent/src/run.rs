@@ -12,7 +12,7 @@ use crate::programs::Costs;
 use crate::reconcile::Reconciler;
 use crate::succession::{Parts, Succession, aside};
 use crate::tally::{Counters, Tally};
-use duet_core::{Error, Ports, Proxy, ProxyArgs, ReadyGuard, TenancyArgs, WorkloadName};
+use duet_core::{Error, Ports, Proxy, ProxyArgs, ReadyGuard, TenancyArgs, WorkloadName, vital};
 use duet_ebpf::NetnsCookie;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
@@ -82,7 +82,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let counters = Arc::new(OnceLock::new());
     if let Some(keeper) = &keeper {
         let beat = beat(keeper.clone(), proxy.clone(), left.tally, counters.clone());
-        tokio::spawn(beat);
+        tokio::spawn(vital(beat));
     }
     let before_it = "handover: the agent before this one has everything still";
     let waiting = predecessor
@@ -157,14 +157,16 @@ async fn serve(
     let proxy = parts.proxy.clone();
     let reconciler = Reconciler::new(parts.enrolment.clone(), proxy.clone());
     let reconciler = reconciler.map_err(|error| wrong(&error))?;
-    tokio::spawn(proxy.draining().run_until_cancelled_owned(reconciler.run()));
+    let reconciling = proxy.draining().run_until_cancelled_owned(reconciler.run());
+    tokio::spawn(vital(reconciling));
     let succession = Succession::new(parts, &api).map_err(|error| wrong(&error))?;
     let plugin = settings.cni.clone().map(|install| {
         let ready = proxy.not_ready_until("CNI: not installed yet");
         tokio::spawn(look_after_plugin(install, ready, succession.clone()))
     });
     let serving = api.serve(succession.clone());
-    let serving = tokio::spawn(succession.over().run_until_cancelled_owned(serving));
+    let serving = succession.over().run_until_cancelled_owned(serving);
+    let serving = tokio::spawn(vital(serving));
     end(settings, terminate, proxy, &succession).await;
     if let Some(plugin) = plugin {
         let _ = plugin.await;

@@ -14,6 +14,7 @@
 use crate::keeper::{ANSWER_WITHIN, BEAT, ToProxy, ToSupervisor};
 use crate::passing::{self, Inherited, VERSION};
 use crate::tally::Tally;
+use duet_core::PANIC;
 use duet_ebpf::NetnsCookie;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -48,9 +49,6 @@ const AT_ONCE: u32 = 5;
 
 /// Before another start after so many: doubled up to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
-/// What a panic of the main thread exits with.
-const PANIC: i32 = 101;
 
 /// What a process exits with that would be started again: EX_TEMPFAIL.
 const TRY_AGAIN: i32 = 75;

@@ -72,11 +72,18 @@ impl<'a> Runtime<'a> {
 
     /// What another CNI writes there: pods on point-to-point links.
     fn network(&self) -> Value {
+        self.network_of("ptp")
+    }
+
+    fn network_of(&self, kind: &str) -> Value {
         json!({
             "cniVersion": "1.0.0",
             "name": NETWORK,
             "plugins": [{
-                "type": "ptp",
+                "type": kind,
+                // Of one of them: what its pods hang on.
+                "bridge": "pods0",
+                "isGateway": true,
                 "ipam": {
                     "type": "host-local",
                     "ranges": [[{ "subnet": "198.18.77.0/24" }]],
@@ -121,7 +128,8 @@ impl<'a> Runtime<'a> {
             "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={name};K8S_POD_UID={uid}"
         );
         let began = Instant::now();
-        let output = Command::new(&self.cnitool)
+        let mut command = Command::new(&self.cnitool);
+        command
             .args([verb, NETWORK])
             .arg(&pod.path)
             .env("NETCONFPATH", self.configurations())
@@ -131,9 +139,9 @@ impl<'a> Runtime<'a> {
             )
             .env("CNI_IFNAME", "net1")
             .env("CNI_ARGS", pod_is)
-            .env("CAP_ARGS", runtime.to_string())
-            .output()
-            .unwrap();
+            .env("CAP_ARGS", runtime.to_string());
+        // The other namespace stands for the node's own, where links and bridges end.
+        let output = self.world.b.run(|| command.output()).unwrap();
         Made {
             took: began.elapsed(),
             output,
@@ -233,15 +241,24 @@ fn is_redirected(pod: &TestPod, to: SocketAddr) -> bool {
 
 #[test]
 fn a_pod_is_redirected_before_anything_runs_in_it() {
-    test("a_pod_is_redirected_before_anything_runs_in_it", |world| {
+    is_redirected_behind("a_pod_is_redirected_before_anything_runs_in_it", "ptp");
+}
+
+#[test]
+fn behind_a_bridge_too() {
+    is_redirected_behind("behind_a_bridge_too", "bridge");
+}
+
+fn is_redirected_behind(name: &str, network: &'static str) {
+    test(name, |world| {
         let Some(runtime) = Runtime::new(world) else {
             return;
         };
-        runtime.write(&runtime.network());
+        runtime.write(&runtime.network_of(network));
         let discovery = Discovery::start(world);
         let agent = runtime.launch(&discovery, &[]);
         eventually(|| ask(world, "list", &[]).status.success() && agent.ready().0 == 200);
-        assert_eq!(runtime.chain(), ["ptp", "duet-cni"]);
+        assert_eq!(runtime.chain(), [network, "duet-cni"]);
 
         let there = world.b.serve((Ipv4Addr::UNSPECIFIED, 0));
         let out = SocketAddr::new(world.b.v4, there.port());

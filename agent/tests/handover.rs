@@ -32,7 +32,7 @@ const CRASHES: &str = "duet_agent_proxy_restarts_total{reason=\"crash\"}";
 const CUT: &str = "duet_agent_connections_cut_total{reason=\"handover\"}";
 
 /// How many handovers the first test makes, unless it is told otherwise.
-const ROUNDS: u32 = 6;
+const ROUNDS: u32 = 20;
 
 /// What is open is not cut because a busy machine takes its time.
 const PATIENT: [&str; 2] = ["--handover-drain-timeout", "10s"];

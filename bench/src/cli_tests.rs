@@ -41,6 +41,8 @@ fn what_needs_a_kubelet_is_asked_where_there_is_one() {
     assert!(!here.arms.contains(&Arm::ClassicSidecar));
     let there = all(ClusterKind::Kube);
     assert!(there.scenarios.contains(&Id::S1) && !there.scenarios.contains(&Id::F2));
+    let whole = plan(ClusterKind::Kube, Profile::Full, 1, &[], &[]);
+    assert!(whole.scenarios.contains(&Id::F2) && !whole.scenarios.contains(&Id::F3));
     let installed = Arm::ALL
         .into_iter()
         .filter(|arm| *arm != Arm::AgentTenancy && !arm.redirects_only());

@@ -3,8 +3,11 @@
 mod kubectl;
 
 use kubectl::{IMAGE, Namespace, PATIENCE, cluster, cluster_alone, eventually, said};
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
+const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
 const MODES: [&str; 2] = ["sidecar", "agent"];
 
 /// One request, at once: no warm-up, no retry.
@@ -37,29 +40,74 @@ fn the_app_connects_as_its_first_act() {
     let Some(_cluster) = cluster() else {
         return;
     };
-    let servers = Namespace::new("first-web", "sidecar");
+    first_acts("sidecar");
+}
+
+/// Without the plugin it runs for a moment before it is enrolled, and a strict server refuses
+/// what it says then.
+#[test]
+fn behind_the_cni_plugin_it_does_so_in_agent_mode_too() {
+    let Some(_cluster) = cluster_alone() else {
+        return;
+    };
+    let _plugin = CniPlugin::install();
+    first_acts("agent");
+}
+
+fn first_acts(mode: &str) {
+    let servers = Namespace::new(&format!("first-web-{mode}"), "sidecar");
     servers.annotate("duet.dev/mtls=strict");
-    let address = servers.web();
-    let clients = Namespace::new("first", "sidecar");
+    let url = format!("http://{}/", servers.web());
+    let clients = Namespace::new(&format!("first-{mode}"), mode);
     // Ten pods: a race would show in some.
     for number in 0..10 {
-        clients.load(
-            &format!("app-{number}"),
-            &[
-                "--url",
-                &format!("http://{address}/"),
-                "--rate",
-                "20",
-                "--duration",
-                "1s",
-                "--warmup",
-                "0s",
-            ],
-        );
+        let flags = ["--rate", "20", "--duration", "1s", "--warmup", "0s"];
+        let name = format!("app-{number}");
+        clients.load(&name, &[&["--url", &url], &flags[..]].concat());
     }
     for number in 0..10 {
         let name = format!("app-{number}");
         clients.report(&name, PATIENCE).assert_nothing_failed(&name);
+    }
+}
+
+/// `deploy/components/cni`, for as long as this lives.
+struct CniPlugin;
+
+// === impl CniPlugin ===
+
+impl CniPlugin {
+    fn install() -> Self {
+        let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("with-cni");
+        fs::create_dir_all(&place).unwrap();
+        let place = place.canonicalize().unwrap();
+        // Kustomize follows relative paths only.
+        let up = "../".repeat(place.components().count() - 1);
+        let deploy = Path::new(DEPLOY).canonicalize().unwrap();
+        let deploy = format!("{up}{}", deploy.strip_prefix("/").unwrap().display());
+        let text =
+            format!("resources: [{deploy}/overlays/both]\ncomponents: [{deploy}/components/cni]\n");
+        fs::write(place.join("kustomization.yaml"), text).unwrap();
+        let plugin = Self;
+        Self::apply(&place);
+        plugin
+    }
+
+    fn apply(overlay: &Path) {
+        said(&["apply", "-k", overlay.to_str().unwrap()]);
+        let status = [
+            "rollout",
+            "status",
+            "daemonset/duet-agent",
+            "--timeout=180s",
+        ];
+        said(&[&["-n", "duet-system"], &status[..]].concat());
+    }
+}
+
+impl Drop for CniPlugin {
+    fn drop(&mut self) {
+        Self::apply(&Path::new(DEPLOY).join("overlays/both"));
     }
 }
 
@@ -362,9 +410,52 @@ fn a_person_sees_the_application_first() {
     assert!(log.contains("serving"), "the application's own log: {log}");
 }
 
-/// Sidecar → agent → sidecar → none → sidecar, each by relabelling the namespace
-/// and rolling. While both ends are in the mesh, plaintext is refused, so a request
-/// that was answered came over mTLS.
+/// A namespace of clients in each mode.
+fn observers(name: &str) -> Vec<(&'static str, Namespace)> {
+    MODES
+        .iter()
+        .map(|mode| (*mode, Namespace::new(&format!("{name}-{mode}"), mode)))
+        .collect()
+}
+
+/// While `change` happens, clients ask `url`, over connections that they keep and over new
+/// ones; none of them may fail.
+fn observe(observers: &[(&str, Namespace)], url: &str, stage: &str, change: &dyn Fn()) {
+    let common = [
+        "--url",
+        url,
+        "--rate",
+        "25",
+        "--duration",
+        "10m",
+        "--warmup",
+        "0s",
+    ];
+    let (keeps, opens) = (format!("{stage}-keeps"), format!("{stage}-opens"));
+    for (_, observer) in observers {
+        observer.load(&keeps, &common);
+        let opening = [&common[..], &["--new-connection-per-request"]].concat();
+        observer.load(&opens, &opening);
+    }
+    for (_, observer) in observers {
+        for pod in [&keeps, &opens] {
+            let pod = format!("pod/{pod}");
+            observer.said(&["wait", "--for=condition=Ready", &pod, "--timeout=60s"]);
+        }
+    }
+    change();
+    for (mode, observer) in observers {
+        for pod in [&keeps, &opens] {
+            observer
+                .stop(pod)
+                .assert_nothing_failed(&format!("{mode} {pod}"));
+        }
+    }
+}
+
+/// Sidecar → agent → none and back, each by relabelling the namespace and rolling. Where both
+/// ends are in the mesh before and after, plaintext is refused, so a request that was answered
+/// came over mTLS.
 #[test]
 fn a_namespace_changes_its_mode_without_a_failed_request() {
     let Some(_cluster) = cluster() else {
@@ -372,44 +463,8 @@ fn a_namespace_changes_its_mode_without_a_failed_request() {
     };
     let servers = Namespace::new("switch", "sidecar");
     servers.annotate("duet.dev/mtls=strict");
-    let address = servers.web();
-    let url = format!("http://{address}/");
-    let observers: Vec<_> = MODES
-        .iter()
-        .map(|mode| (mode, Namespace::new(&format!("from-{mode}"), mode)))
-        .collect();
-    let observe = |stage: &str, change: &dyn Fn()| {
-        let common = [
-            "--url",
-            &url,
-            "--rate",
-            "25",
-            "--duration",
-            "10m",
-            "--warmup",
-            "0s",
-        ];
-        let (keeps, opens) = (format!("{stage}-keeps"), format!("{stage}-opens"));
-        for (_, observer) in &observers {
-            observer.load(&keeps, &common);
-            let opening = [&common[..], &["--new-connection-per-request"]].concat();
-            observer.load(&opens, &opening);
-        }
-        for (_, observer) in &observers {
-            for pod in [&keeps, &opens] {
-                let pod = format!("pod/{pod}");
-                observer.said(&["wait", "--for=condition=Ready", &pod, "--timeout=60s"]);
-            }
-        }
-        change();
-        for (mode, observer) in &observers {
-            for pod in [&keeps, &opens] {
-                observer
-                    .stop(pod)
-                    .assert_nothing_failed(&format!("{mode} {pod}"));
-            }
-        }
-    };
+    let url = format!("http://{}/", servers.web());
+    let observers = observers("from");
     let placements = || {
         servers.said(&[
             "get",
@@ -420,75 +475,55 @@ fn a_namespace_changes_its_mode_without_a_failed_request() {
             r"jsonpath={.items[*].metadata.annotations.duet\.dev/placement}",
         ])
     };
+    let change = |mode: &str, stage: &str, then: &str| {
+        observe(&observers, &url, stage, &|| {
+            servers.mode(mode);
+            servers.roll("web");
+            assert_eq!(placements(), then);
+        });
+    };
     assert_eq!(placements(), "sidecar sidecar");
-    observe("to-agent", &|| {
-        servers.mode("agent");
-        servers.roll("web");
-        assert_eq!(placements(), "agent agent");
-    });
-    observe("to-sidecar", &|| {
-        servers.mode("sidecar");
-        servers.roll("web");
-        assert_eq!(placements(), "sidecar sidecar");
-    });
+    change("agent", "to-agent", "agent agent");
     // Without a proxy there can be no mTLS.
     servers.annotate("duet.dev/mtls=permissive");
-    observe("to-none", &|| {
-        servers.mode("none");
-        servers.roll("web");
-        assert_eq!(placements(), "");
-    });
-    observe("and-back", &|| {
-        servers.mode("agent");
-        servers.roll("web");
-        assert_eq!(placements(), "agent agent");
-    });
+    change("none", "to-none", "");
+    change("agent", "to-agent-again", "agent agent");
+    servers.annotate("duet.dev/mtls=strict");
+    change("sidecar", "to-sidecar", "sidecar sidecar");
 }
 
-/// What an upgrade of the agent costs today is the bench's to measure (U1); that
-/// the node comes back by itself is asserted.
-#[test]
-fn pods_come_back_after_the_agent_was_replaced() {
+/// Servers, and clients of both modes, while something of Duet is rolled out.
+fn fails_nothing(name: &str, what: &str) {
     let Some(_cluster) = cluster_alone() else {
         return;
     };
-    let servers = Namespace::new("upgrade", "agent");
+    let servers = Namespace::new(name, "agent");
     servers.annotate("duet.dev/mtls=strict");
-    let address = servers.web();
-    said(&[
-        "-n",
-        "duet-system",
-        "rollout",
-        "restart",
-        "daemonset/duet-agent",
-    ]);
-    said(&[
-        "-n",
-        "duet-system",
-        "rollout",
-        "status",
-        "daemonset/duet-agent",
-        "--timeout=180s",
-    ]);
-    let clients = Namespace::new("upgrade-client", "agent");
-    let url = format!("http://{address}/");
-    eventually("traffic flows again", PATIENCE, || {
-        let name = "after";
-        clients.load(
-            name,
-            &[
-                "--url",
-                &url,
-                "--rate",
-                "20",
-                "--duration",
-                "2s",
-                "--warmup",
-                "0s",
-            ],
-        );
-        let report = clients.report(name, PATIENCE);
-        clients.said(&["delete", "pod", name]);
-        (report.completed == report.offered).then_some(())
+    let url = format!("http://{}/", servers.web());
+    let system = |arguments: &[&str]| said(&[&["-n", "duet-system"], arguments].concat());
+    let (_, of) = what.split_once('/').unwrap();
+    let label = format!("app.kubernetes.io/name={of}");
+    observe(&observers(&format!("{name}-from")), &url, name, &|| {
+        let pods = || system(&["get", "pods", "-l", &label, "-o", "name"]);
+        let before = pods();
+        system(&["rollout", "restart", what]);
+        system(&["rollout", "status", what, "--timeout=180s"]);
+        // The old ones end when what was open there has, or a minute later.
+        eventually("the old ones are gone", PATIENCE, || {
+            let now = pods();
+            let mut before = before.split_whitespace();
+            (!before.any(|old| now.contains(old))).then_some(())
+        });
     });
+}
+
+/// The DaemonSet's surge starts the new agent beside the old one, which hands over to it.
+#[test]
+fn replacing_the_agents_under_load_fails_nothing() {
+    fails_nothing("upgrade", "daemonset/duet-agent");
+}
+
+#[test]
+fn replacing_duet_control_under_load_fails_nothing() {
+    fails_nothing("control", "deployment/duet-control");
 }

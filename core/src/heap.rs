@@ -83,17 +83,18 @@ impl Peak {
     }
 }
 
+/// Gives back at once what the C library can spare.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "of the C library, which has no safe form of it")]
-fn trim() {
+pub fn trim() {
     // SAFETY: it takes the heap's own locks, and touches only what is free.
     let gave = unsafe { libc::malloc_trim(0) };
-    tracing::debug!(gave = gave == 1, "connections are gone: memory goes back");
+    tracing::debug!(gave = gave == 1, "memory goes back");
 }
 
 /// Others give it back by themselves, or not at all.
 #[cfg(not(target_env = "gnu"))]
-fn trim() {}
+pub fn trim() {}
 
 #[cfg(test)]
 mod tests {

@@ -50,10 +50,11 @@ pub mod api {
 
 pub use capture::{Capture, Direction, Kernel, OrigDst, WorkloadName};
 pub use config::{ProxyArgs, Switch, TenancyArgs};
+pub use heap::trim as trim_heap;
 pub use identity::BACKDATE;
 pub use proxy::{Error, Placed, Ports, Proxy, ReportError, Workload};
 pub use ready::ReadyGuard;
-pub use runtime::run;
+pub use runtime::{PANIC, run, vital};
 pub use traffic::{InvalidExpression, check_expression};
 
 /// What makes two binaries the same core; see `build.rs`.

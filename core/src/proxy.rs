@@ -9,6 +9,7 @@ use crate::directory::{Directory, Transport};
 use crate::identity::{Identities, Trust};
 use crate::local::Local;
 use crate::ready::{Readiness, ReadyGuard};
+use crate::runtime::vital;
 use crate::telemetry::{AccessLog, Connections, Metrics, Tracer};
 use crate::telemetry::{expose_endpoints, expose_threads, expose_workloads};
 use crate::tenancy::Tenancy;
@@ -187,7 +188,7 @@ impl Proxy {
             let _ = version.wait_for(|version| *version > 0).await;
             drop(discovered);
         });
-        tokio::spawn(control.watch(shared.directory.clone()));
+        tokio::spawn(vital(control.watch(shared.directory.clone())));
         tokio::spawn(heap::give_back(shared.connections.clone()));
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -218,7 +219,7 @@ impl Proxy {
         for listener in capture.mesh {
             accept(local.clone(), Door::Mesh, listener, inbound::mesh);
         }
-        let identity = local.clone().follow_identity();
+        let identity = vital(local.clone().follow_identity());
         local
             .tasks
             .spawn(local.cancel.clone().run_until_cancelled_owned(identity));
@@ -435,7 +436,7 @@ fn accept<F>(
     let open = local.shared.listeners.token();
     let direction = door.direction();
     let share = local.tenant.share().clone();
-    tasks.spawn(share.of(async move {
+    tasks.spawn(share.of(vital(async move {
         let mut accepting = local.shared.accepting.subscribe();
         loop {
             let accept = async {
@@ -478,7 +479,7 @@ fn accept<F>(
         }
         drop(listener);
         drop(open);
-    }));
+    })));
 }
 
 /// The client was gone before it was accepted.

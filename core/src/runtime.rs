@@ -9,6 +9,9 @@ use tracing_subscriber::{
     EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
 
+/// What a panic of the main thread exits with.
+pub const PANIC: i32 = 101;
+
 /// Changes the log filter of a running proxy; see /log-level.
 #[derive(Clone)]
 pub struct LogLevel(Option<reload::Handle<EnvFilter, Registry>>);
@@ -72,6 +75,22 @@ where
     .block_on(main())
 }
 
+/// Work without which the process is of no use to anybody. A panic ends one task, be it a
+/// connection's; if it is this one's, it ends the process as one of the main thread would, and
+/// whoever looks after that starts another.
+pub async fn vital<T>(work: impl Future<Output = T>) -> T {
+    struct Unwound;
+    impl Drop for Unwound {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                std::process::exit(PANIC);
+            }
+        }
+    }
+    let _unwound = Unwound;
+    work.await
+}
+
 /// As configured, or the cgroup's CPU limit rounded up, at most the machine's cores.
 pub fn workers(args: &ProxyArgs) -> usize {
     match args.workers {
@@ -115,5 +134,42 @@ fn raise_fd_limit() {
     };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "file descriptor limit stays at {:?}", limit.current);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+    use std::time::Duration;
+
+    /// In a process of its own, whose end is looked at by the other test.
+    #[tokio::test]
+    #[ignore = "it ends its process"]
+    async fn ends() {
+        let _ = tokio::spawn(async { panic!("a connection's") }).await;
+        println!("goes on");
+        tokio::spawn(vital(async {
+            tokio::task::yield_now().await;
+            panic!("what accepts");
+        }));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+
+    #[test]
+    fn what_is_vital_takes_the_process_along_when_it_panics_and_nothing_else_does() {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args([
+            "--exact",
+            "runtime::tests::ends",
+            "--ignored",
+            "--nocapture",
+        ]);
+        let output = child.output().unwrap();
+        let [said, why] = [&output.stdout, &output.stderr].map(|it| String::from_utf8_lossy(it));
+        assert!(said.contains("goes on"), "{said}");
+        assert!(why.contains("what accepts"), "{why}");
+        assert_eq!(output.status.code(), Some(PANIC));
+        assert!(!said.contains("test result"), "it had not ended: {said}");
     }
 }

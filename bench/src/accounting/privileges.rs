@@ -1,10 +1,11 @@
 //! What the kernel would let someone do who takes over a process, from `/proc/<pid>/status` and `/proc/<pid>/ns`.
 
 use super::{Error, lacks, read};
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// A process's privileges.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Privileges {
     /// Effective user.
     pub uid: u32,

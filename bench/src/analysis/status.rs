@@ -8,6 +8,7 @@ use crate::stats::fisher_exact;
 
 /// Two arms whose void shares differ by more, and not by chance, did not meet the same conditions.
 const LOPSIDED: f64 = 0.20;
+const LOPSIDED_BY_CHANCE: f64 = 0.05;
 /// More void trials than this, and what is left is a selection.
 const MOST_VOID: f64 = 1.0 / 3.0;
 
@@ -113,6 +114,20 @@ fn gates(results: &Results, voids: &[VoidShare]) -> Vec<String> {
             "{void} of {trials} trials are void; what is left is a selection"
         ));
     }
+    reasons.extend(lopsided(results, voids, LOPSIDED_BY_CHANCE));
+    // Of the many that there are, one would be by chance.
+    let chance = LOPSIDED_BY_CHANCE / results.scenarios.len().max(1) as f64;
+    for scenario in &results.scenarios {
+        let its = voids.iter().filter(|share| share.scenario == scenario.id);
+        let its: Vec<VoidShare> = its.cloned().collect();
+        let found = lopsided(results, &its, chance);
+        reasons.extend(found.iter().map(|why| format!("{}: {why}", scenario.id)));
+    }
+    reasons
+}
+
+/// Pairs of arms of which one lost more trials than the other, and not by chance.
+fn lopsided(results: &Results, voids: &[VoidShare], chance: f64) -> Vec<String> {
     let arms: Vec<(&str, u32, u32)> = results
         .arms
         .iter()
@@ -122,12 +137,13 @@ fn gates(results: &Results, voids: &[VoidShare]) -> Vec<String> {
         })
         .filter(|(_, _, trials)| *trials > 0)
         .collect();
+    let mut found = Vec::new();
     for (i, one) in arms.iter().enumerate() {
         for other in &arms[i + 1..] {
             let share = |arm: &(&str, u32, u32)| f64::from(arm.1) / f64::from(arm.2);
             let p = fisher_exact(one.1.into(), one.2.into(), other.1.into(), other.2.into());
-            if (share(one) - share(other)).abs() > LOPSIDED && p < 0.05 {
-                reasons.push(format!(
+            if (share(one) - share(other)).abs() > LOPSIDED && p < chance {
+                found.push(format!(
                     "voids are lopsided: {} of {} trials of {}, {} of {} of {} ({})",
                     one.1,
                     one.2,
@@ -140,7 +156,7 @@ fn gates(results: &Results, voids: &[VoidShare]) -> Vec<String> {
             }
         }
     }
-    reasons
+    found
 }
 
 /// One line on the void trials, if there are any.

@@ -72,6 +72,19 @@ impl Attendant {
         Ok(killed)
     }
 
+    pub(super) fn pause(&self, container: &str, over: bool) -> Result<u64, String> {
+        let pid = self.proxying_process(container)?;
+        let signal = if over {
+            Signal::SIGCONT
+        } else {
+            Signal::SIGSTOP
+        };
+        let sent = monotonic_ns();
+        kill(Pid::from_raw(pid as i32), signal)
+            .map_err(|error| format!("{signal} to container {container}: {error}"))?;
+        Ok(sent)
+    }
+
     /// Lowers a container's limit, so that the next allocations exceed it.
     pub(super) fn starve(
         &self,

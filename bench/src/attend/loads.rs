@@ -18,18 +18,30 @@ impl Attendant {
         arguments: &[String],
         begin_ns: u64,
     ) -> Result<Loaded, String> {
-        let program = std::env::current_exe().map_err(said)?;
         // Of this question's thread, and so of the process that it starts.
         realtime::enter();
+        let arguments = [&["load".to_owned()], arguments].concat();
+        let report = self.run(id, &arguments, Some(begin_ns))?;
+        serde_json::from_str(&report).map_err(|error| format!("its report: {error}"))
+    }
+
+    /// Runs this program with other arguments, to its end.
+    pub(super) fn run(
+        &self,
+        id: u64,
+        arguments: &[String],
+        begin_ns: Option<u64>,
+    ) -> Result<String, String> {
+        let program = std::env::current_exe().map_err(said)?;
+        let begin = begin_ns.map(|at| ["--start-at".to_owned(), at.to_string()]);
         let mut child = Command::new(program)
-            .arg("load")
             .args(arguments)
-            .args(["--start-at", &begin_ns.to_string()])
+            .args(begin.iter().flatten())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .map_err(|error| format!("start the generator: {error}"))?;
+            .map_err(|error| format!("start {}: {error}", arguments.join(" ")))?;
         self.generators
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -59,7 +71,7 @@ impl Attendant {
             let last = complaints.lines().last().unwrap_or("it said nothing");
             return Err(last.to_owned());
         }
-        serde_json::from_str(&report).map_err(|error| format!("its report: {error}"))
+        Ok(report)
     }
 
     pub(super) fn stop_load(&self, load: u64) -> Result<(), String> {

@@ -24,7 +24,7 @@ use self::containers::Containers;
 use self::deaths::Death;
 use self::protocol::{Ask, Question, Reply, decode, encode};
 use self::readings::said;
-use crate::accounting::{BpfStats, KnownKeys, MachineCpu, scan_control, scan_process};
+use crate::accounting::{BpfStats, KnownKeys, MachineCpu, Privileges, scan_control, scan_process};
 use crate::cluster::{WireCapture, monotonic_ns};
 use clap::Args;
 use nix::sys::signal::{Signal, kill};
@@ -32,7 +32,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::io::{self, BufRead, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -152,6 +152,10 @@ impl Attendant {
                 arguments,
                 begin_ns,
             } => json(self.load(id, &arguments, begin_ns)?),
+            Ask::Run {
+                arguments,
+                begin_ns,
+            } => json(self.run(id, &arguments, begin_ns)?),
             Ask::Realtime => json(realtime::possible()),
             Ask::Unbind { containers } => json(self.unbind(&containers)?),
             Ask::StopLoad { load } => json(self.stop_load(load)?),
@@ -165,6 +169,7 @@ impl Attendant {
             } => json(self.look(at_ns, &proxies, generator.as_deref(), &pods, programs)?),
             Ask::Ran { containers } => json(self.ran(&containers)?),
             Ask::Holdings { containers } => json(self.holdings(&containers)?),
+            Ask::Charges { containers, pods } => json(self.charges(&containers, &pods)?),
             Ask::Belongings {
                 containers,
                 programs,
@@ -181,6 +186,7 @@ impl Attendant {
                 hold,
                 workloads,
             } => json(self.kill(id, &container, &program, hold, workloads)?),
+            Ask::Pause { container, over } => json(self.pause(&container, over)?),
             Ask::Starve {
                 container,
                 program,
@@ -196,14 +202,17 @@ impl Attendant {
             } => json(self.ends(&containers, ms(within_ms))?),
             Ask::Capture { markers } => json(self.capture(id, &markers)?),
             Ask::EndCapture { capture } => json(self.end_capture(capture)?),
+            Ask::Privileges { container } => {
+                let pid = self.proxying_process(&container)?;
+                // This process is in its node's.
+                json(Privileges::read(pid, Path::new("/proc/self/ns/net")).map_err(said)?)
+            }
             Ask::Scan {
                 container,
                 known,
                 limit_ms,
             } => {
-                let cgroup = self.containers()?.container(&container)?;
-                let pid = readings::proxying_process(&cgroup)
-                    .ok_or_else(|| format!("container {container} has no process"))?;
+                let pid = self.proxying_process(&container)?;
                 json(scan_process(pid, &KnownKeys::of(&known), ms(limit_ms)).map_err(said)?)
             }
             Ask::ScanControl { known, limit_ms } => {
@@ -214,6 +223,12 @@ impl Attendant {
 
     fn containers(&self) -> Result<&Containers, String> {
         self.containers.as_ref().map_err(Clone::clone)
+    }
+
+    fn proxying_process(&self, container: &str) -> Result<u32, String> {
+        let cgroup = self.containers()?.container(container)?;
+        readings::proxying_process(&cgroup)
+            .ok_or_else(|| format!("container {container} has no process"))
     }
 
     fn bpf_stats(&self, on: bool) -> Result<(), String> {

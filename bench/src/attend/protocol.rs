@@ -54,6 +54,13 @@ pub enum Ask {
         /// When the window begins.
         begin_ns: u64,
     },
+    /// Run `duet-bench` with these arguments → `String`, what it printed
+    Run {
+        /// Without the window's beginning.
+        arguments: Vec<String>,
+        /// When that is, if there is one.
+        begin_ns: Option<u64>,
+    },
     /// Whether loads can have a real-time class here → `bool`
     Realtime,
     /// End a load's window early → `()`
@@ -98,6 +105,13 @@ pub enum Ask {
         /// Their containers.
         containers: Vec<String>,
     },
+    /// Whom the kernel charges for proxies → `Vec<`[`Charged`]`>`
+    Charges {
+        /// Their containers.
+        containers: Vec<String>,
+        /// Pods that may pay.
+        pods: Vec<String>,
+    },
     /// What there is of the mesh on the node → [`crate::cluster::Belongings`]
     Belongings {
         /// The proxies' containers.
@@ -131,6 +145,13 @@ pub enum Ask {
         /// Workloads for which the successor must hold a certificate to count as
         /// ready; none for a sidecar.
         workloads: Vec<String>,
+    },
+    /// SIGSTOP a proxy, or SIGCONT it → `u64`, when that was
+    Pause {
+        /// Its container.
+        container: String,
+        /// Whether it is to go on.
+        over: bool,
     },
     /// Lower a proxy's memory limit and watch what becomes of it → [`Limited`]
     Starve {
@@ -179,6 +200,11 @@ pub enum Ask {
     EndCapture {
         /// The question that began it.
         capture: u64,
+    },
+    /// What a proxy's process may do → [`crate::accounting::Privileges`]
+    Privileges {
+        /// Its container.
+        container: String,
     },
     /// Search a proxy's memory → [`crate::accounting::KeyScan`]
     Scan {
@@ -255,6 +281,17 @@ pub struct Held {
     pub open_files: u64,
     /// What its container is charged.
     pub charged: MemoryUsage,
+}
+
+/// What a proxy has used.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Charged {
+    /// Processor time, µs.
+    pub cpu_us: u64,
+    /// Anonymous and kernel memory, bytes.
+    pub memory: u64,
+    /// The pod in whose control group it is, if one that was asked about.
+    pub pod: Option<String>,
 }
 
 /// An answer over HTTP.

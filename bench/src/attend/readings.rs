@@ -1,6 +1,6 @@
 //! What the kernel counts on a node, for the containers that are asked about.
 
-use super::protocol::{Held, Hello, Look, Page};
+use super::protocol::{Charged, Held, Hello, Look, Page};
 use super::{Attendant, at};
 use crate::accounting::{
     BpfPrograms, CpuPressure, MachineCpu, ProcessCpu, Rollup, map_entries, open_files,
@@ -111,6 +111,27 @@ impl Attendant {
                 rollup: rollups.into_iter().sum(),
                 open_files: files.into_iter().sum(),
                 charged: cgroup.memory().map_err(said)?,
+            })
+        })
+    }
+
+    pub(super) fn charges(
+        &self,
+        containers: &[String],
+        pods: &[String],
+    ) -> Result<Vec<Charged>, String> {
+        let known = self.containers()?;
+        let groups = all(pods, |uid| known.pod(uid))?;
+        all(containers, |id| {
+            let cgroup = known.container(id)?;
+            let mut groups = pods.iter().zip(&groups);
+            let pays = groups.find(|(_, group)| cgroup.is_within(group));
+            let rollups = all(&cgroup.pids_below(), |pid| Rollup::read(*pid).map_err(said))?;
+            let anonymous: u64 = rollups.iter().map(|one| one.anonymous).sum();
+            Ok(Charged {
+                cpu_us: cgroup.cpu().map_err(said)?.usage_us,
+                memory: cgroup.memory().map_err(said)?.kernel + anonymous,
+                pod: pays.map(|(uid, _)| uid.clone()),
             })
         })
     }

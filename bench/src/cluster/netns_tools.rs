@@ -28,8 +28,12 @@ struct Started {
 
 pub(super) fn start(cluster: &NetnsCluster, tool: &Tool) -> Result<Box<dyn Running>> {
     let program = runnable_by_all(&own_program()?, &cluster.inner().state.scratch)?;
+    let begin = tool
+        .begin_ns
+        .map(|at| ["--start-at".to_owned(), at.to_string()]);
     let spawn = Spawn::in_pod(&tool.pod, Part::Load, program)
         .args(&tool.arguments)
+        .args(begin.iter().flatten())
         .split_output();
     let spawn = match (tool.user, cluster.placement()) {
         (User::Application, _) => spawn,

@@ -115,9 +115,10 @@ pub trait Cluster {
         self.add_pods(vec![pod])
     }
 
-    /// The same for its end.
-    fn end_pod(&self, pod: &str) -> Result<()> {
-        self.remove_pod(pod)
+    /// The same for its end. Whether it had become ready.
+    fn end_pod(&self, pod: &str) -> Result<bool> {
+        self.remove_pod(pod)?;
+        Ok(true)
     }
 
     /// Waits until all pods that were ended are gone.
@@ -255,8 +256,10 @@ fn only_here(what: &str, whom: &str) -> ClusterError {
 pub struct Tool {
     /// The pod it runs in.
     pub pod: String,
-    /// For `duet-bench`.
+    /// For `duet-bench`, without the window's beginning.
     pub arguments: Vec<String>,
+    /// When that is, if there is one.
+    pub begin_ns: Option<u64>,
     /// As whom.
     pub user: User,
 }

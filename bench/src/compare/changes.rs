@@ -96,6 +96,11 @@ pub fn of(runs: &[(PathBuf, Results)], thresholds: &Thresholds, args: &CompareAr
         comparison
             .notes
             .extend(differing_parameters(old, new, name));
+        if old.machine.kubernetes.is_some() != new.machine.kubernetes.is_some() {
+            comparison.notes.push(TENANCY.to_owned());
+        }
+        let names = [&comparison.files[0].name, name];
+        comparison.notes.extend(without_partner(old, new, names));
         let rules = Rules {
             file,
             thresholds,
@@ -186,6 +191,46 @@ fn differing_parameters(old: &Results, new: &Results, name: &str) -> Vec<String>
             })
         })
         .collect()
+}
+
+/// Between a run on network namespaces and one on Kubernetes.
+const TENANCY: &str = "on network namespaces the arm agent is without tenancy; on Kubernetes it is as it was \
+                       installed, with it unless that was turned off";
+
+/// What only one of two runs has of a scenario that both ran: it is compared with nothing.
+fn without_partner(old: &Results, new: &Results, names: [&String; 2]) -> Vec<String> {
+    let said = |point: &Point| match point.title() {
+        title if title.is_empty() => point.x.to_string(),
+        title => title,
+    };
+    let alone = |here: &Scenario, there: &Scenario| -> Vec<String> {
+        let theirs = there.points();
+        let points = here.points().into_iter();
+        let points = points.filter(|point| !theirs.contains(point));
+        let known = |metric: &&Metric| there.metrics.iter().any(|other| other.key == metric.key);
+        let metrics = here.metrics.iter().filter(|metric| !known(metric));
+        points
+            .map(|point| said(&point))
+            .chain(metrics.map(|metric| metric.label.clone()))
+            .collect()
+    };
+    let mut notes = Vec::new();
+    for before in &old.scenarios {
+        let Some(after) = new.scenario(&before.id) else {
+            continue;
+        };
+        for (here, there, name) in [(before, after, names[0]), (after, before, names[1])] {
+            let alone = alone(here, there);
+            if !alone.is_empty() {
+                let alone = alone.join("; ");
+                let id = &before.id;
+                notes.push(format!(
+                    "{id}: only in {name}, and so not compared: {alone}"
+                ));
+            }
+        }
+    }
+    notes
 }
 
 /// Where the arm without a mesh changed, so did the machine.

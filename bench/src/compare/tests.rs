@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::results::synthetic::{run as made_up, unanalysed};
-use crate::results::{Claim, Kind, Profile, Void, keys};
+use crate::results::{Claim, Kind, Kubernetes, KubernetesNode, Profile, Void, keys};
 
 struct Files {
     dir: tempfile::TempDir,
@@ -278,6 +278,54 @@ fn unreadable_and_unrelated_files_are_refused_in_one_line() {
     args.files[1] = files.dir.path().join("absent");
     let error = compare(&args).unwrap_err().to_string();
     assert!(error.contains("absent") && !error.contains('\n'), "{error}");
+}
+
+#[test]
+fn what_has_no_partner_is_named() {
+    let run = made_up(Profile::Smoke, 5);
+    assert!(!text::render(&Files::of(&[&run, &run]).compare(), false).contains("only in"));
+    let mut other = run.clone();
+    let scenario = &mut other.scenarios[0];
+    for trial in scenario
+        .blocks
+        .iter_mut()
+        .flat_map(|block| &mut block.trials)
+    {
+        trial.point.label = "elsewhere".to_owned();
+    }
+    let id = scenario.id.clone();
+    let notes = Files::of(&[&run, &other]).compare().notes;
+    let note = format!("{id}: only in run1.json, and so not compared: ");
+    let found = notes.iter().find(|one| one.starts_with(&note));
+    assert!(
+        found.is_some_and(|one| one.ends_with("elsewhere")),
+        "{notes:?}"
+    );
+}
+
+#[test]
+fn a_run_on_kubernetes_stands_beside_one_on_namespaces_and_what_differs_is_said() {
+    let run = made_up(Profile::Smoke, 5);
+    let mut other = run.clone();
+    other.machine.kubernetes = Some(Kubernetes {
+        version: "v1.36.2".to_owned(),
+        nodes: vec![KubernetesNode::default(); 2],
+    });
+    let comparison = Files::of(&[&run, &other]).compare();
+    let changed = |id: &str| comparison.changes.iter().any(|c| c.scenario == id);
+    assert!(changed("L1") && changed("R1"), "{:?}", comparison.changes);
+    let has = |of: &[String], what: &str| of.iter().any(|one| one.contains(what));
+    let machines = "network namespaces against Kubernetes v1.36.2 with 2 nodes";
+    assert!(
+        has(&comparison.warnings, machines),
+        "{:?}",
+        comparison.warnings
+    );
+    assert!(
+        has(&comparison.notes, "without tenancy"),
+        "{:?}",
+        comparison.notes
+    );
 }
 
 #[test]

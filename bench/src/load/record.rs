@@ -181,6 +181,11 @@ impl Recorder {
     ) {
         let response_ns = done_ns.saturating_sub(due.intended_ns);
         let service_ns = done_ns.saturating_sub(sent_ns);
+        let window = self.window.as_ref();
+        let in_window = window.is_some_and(|window| {
+            (window.start_ns..window.start_ns + window.length_ns).contains(&done_ns)
+        });
+        self.completed_in_window += u64::from(in_window && outcome.is_ok());
         if !due.measured {
             if outcome.is_ok() {
                 self.settling.answered(done_ns, response_ns);
@@ -190,10 +195,6 @@ impl Recorder {
         match outcome {
             Ok(bytes) => {
                 self.completed += 1;
-                let window = self.window.as_ref();
-                let in_window =
-                    window.is_some_and(|window| done_ns < window.start_ns + window.length_ns);
-                self.completed_in_window += u64::from(in_window);
                 self.received_bytes += bytes;
                 self.concurrency
                     .left(due.intended_ns, done_ns, Some(response_ns));
@@ -301,6 +302,14 @@ mod tests {
             recorder.finished(due(MS), 2 * MS, done_ns, Ok(1));
         }
         assert_eq!((recorder.completed, recorder.completed_in_window), (3, 1));
+        // Whenever it was due.
+        let early = Due {
+            measured: false,
+            ..due(MS)
+        };
+        recorder.finished(early, 2 * MS, 24 * MS, Ok(1));
+        recorder.finished(early, 2 * MS, 24 * MS, Err(ErrorKind::Timeout));
+        assert_eq!((recorder.completed, recorder.completed_in_window), (3, 2));
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub struct LoadReport {
     pub sent: u64,
     /// Requests answered completely and correctly.
     pub completed: u64,
-    /// Of these, before the window's end: where more is asked than is carried, the others wait.
+    /// Requests answered so within the window, whenever they were due: where more is asked than is carried, others wait.
     #[serde(default)]
     pub completed_in_window: u64,
     /// Every other request, by what became of it.

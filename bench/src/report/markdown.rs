@@ -108,6 +108,7 @@ fn parity(text: &mut String, results: &Results) {
         let verdict = match (row.equal, &row.note) {
             (true, _) => "equal".to_string(),
             (false, Some(note)) => escaped(note),
+            (false, None) if row.is_rounded() => "equal but for rounding".into(),
             (false, None) => "**not equal**".into(),
         };
         let values: Vec<String> = row.values.iter().map(|value| escaped(value)).collect();

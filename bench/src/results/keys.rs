@@ -170,6 +170,8 @@ pub const PROXY_OUTLIVED: &str = "proxy_outlived_ms";
 
 /// S5: pods that came and went, at `x` = 2; the load of a bystander meanwhile is at `x` = 1.
 pub const CHURNED: &str = "churned";
+/// S5: of these, how many had become ready when they were removed.
+pub const CHURNED_READY: &str = "churned_ready";
 /// S5: what there was of the mesh afterwards that had not been there before.
 pub const LEFT_NAMESPACES: &str = "left_namespaces";
 pub const LEFT_ENTRIES: &str = "left_map_entries";

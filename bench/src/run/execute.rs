@@ -154,7 +154,7 @@ pub fn run(options: &Options) -> Result<Finished, RunError> {
             cluster: options.ground.name().to_owned(),
             command: options.command.clone(),
             machine,
-            arms: parity::arms(&plan.arms, &binaries, &[]),
+            arms: parity::arms(&plan.arms, &binaries, &[], plan.kubelet),
             parity: Vec::new(),
             scenarios: Vec::new(),
             interrupted: None,
@@ -332,7 +332,7 @@ impl Record<'_> {
             }
         }
         results.parity = rows;
-        let mut now = parity::arms(arms, self.binaries, &given);
+        let mut now = parity::arms(arms, self.binaries, &given, self.plan.kubelet);
         for arm in &mut now {
             if arm.limits.is_none()
                 && let Some(known) = results.arm(&arm.name)

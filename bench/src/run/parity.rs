@@ -5,15 +5,27 @@ use crate::arm::Arm;
 use crate::results::{self, NOT_APPLICABLE, ParityRow};
 use crate::scenario::{Parity, Shape};
 
-/// The arms as they were in this run.
-pub fn arms(arms: &[Arm], binaries: &Binaries, given: &[Parity]) -> Vec<results::Arm> {
+/// An agent is installed with tenancy, unless that was turned off; here it is an arm of its own.
+const AS_INSTALLED: &str =
+    " As it was installed: with turns and budgets between workloads, unless they were turned off.";
+
+/// The arms as they were in this run; on Kubernetes proxies are as they were installed.
+pub fn arms(
+    arms: &[Arm],
+    binaries: &Binaries,
+    given: &[Parity],
+    installed: bool,
+) -> Vec<results::Arm> {
     arms.iter()
         .map(|arm| {
             let build = binaries.proxy(*arm);
             let bed = given.iter().find(|one| one.arm == *arm);
             results::Arm {
                 name: arm.name().to_owned(),
-                description: arm.description().to_owned(),
+                description: match arm {
+                    Arm::Agent if installed => arm.description().to_owned() + AS_INSTALLED,
+                    _ => arm.description().to_owned(),
+                },
                 placement: arm.placed(),
                 copy_of: arm.copy_of().map(|copied| copied.name().to_owned()),
                 core_fingerprint: build.map(|build| build.core.clone()),

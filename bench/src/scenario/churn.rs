@@ -5,7 +5,7 @@
 //! the kernel programs' maps, open files. The netns cluster makes real namespaces and enrols them as a
 //! CNI plugin does, and each pod is ready before the next; a kubelet's own part, images and volumes, is
 //! left out there in all arms. With a kubelet pods are asked for and removed whether or not they have
-//! become ready: that they come at the same pace in all arms is what makes the arms comparable.
+//! become ready, which is counted: that they come at the same pace in all arms is what makes the arms comparable.
 
 use super::bed::{self, Shape};
 use super::drive::Drive;
@@ -58,6 +58,7 @@ impl Experiment for Churn {
             left(keys::LEFT_ENTRIES, "entries of maps left", "entries"),
             left(keys::LEFT_FILES, "open files left", "descriptors"),
             left(keys::CHURNED, "pods that came and went", "pods"),
+            left(keys::CHURNED_READY, "of these had become ready", "pods"),
         ]
     }
 
@@ -99,9 +100,10 @@ impl Experiment for Churn {
         bed.cluster.await_ended()?;
         lab.interrupt.sleep(CALM)?;
         let after = bed.cluster.belongings(1)?;
-        let counts = left(before, after)
-            .into_iter()
-            .chain([(keys::CHURNED, f64::from(churned))]);
+        let counts = left(before, after).into_iter().chain([
+            (keys::CHURNED, f64::from(churned.made)),
+            (keys::CHURNED_READY, f64::from(churned.ready)),
+        ]);
         // Of its own: what is counted here is true however late a generator was.
         let left = lab.trial(visit.arm, Point::at("afterwards", 2.0), began, counts);
         Ok([quiet, busy, left].map(|trial| (Id::S5, trial)).into())
@@ -143,10 +145,18 @@ fn bystander<T>(
     Ok((trial, outcome))
 }
 
-/// Pods come and go; returns how many.
-fn churn(lab: &Lab<'_>, bed: &Bed, begin: u64) -> Result<u32, Failure> {
+/// Pods that came and went.
+#[derive(Default)]
+struct Churned {
+    made: u32,
+    /// When they were removed.
+    ready: u32,
+}
+
+/// Pods come and go.
+fn churn(lab: &Lab<'_>, bed: &Bed, begin: u64) -> Result<Churned, Failure> {
     let mut alive = VecDeque::new();
-    let mut made = 0;
+    let mut churned = Churned::default();
     let end = begin + (EVERY * PODS).as_nanos() as u64;
     for pod in 0..PODS {
         lab.interrupt
@@ -159,20 +169,20 @@ fn churn(lab: &Lab<'_>, bed: &Bed, begin: u64) -> Result<u32, Failure> {
         bed.cluster
             .begin_pod(PodSpec::new(&name).service_account(&name))?;
         alive.push_back(name);
-        made += 1;
+        churned.made += 1;
         if alive.len() > ALIVE
             && let Some(oldest) = alive.pop_front()
         {
-            bed.cluster.end_pod(&oldest)?;
+            churned.ready += u32::from(bed.cluster.end_pod(&oldest)?);
         }
     }
     // The last ones live as long as all the others.
-    for (number, name) in (made..).zip(alive) {
+    for (number, name) in (churned.made..).zip(alive) {
         lab.interrupt
             .sleep_until(begin + (EVERY * number).as_nanos() as u64)?;
-        bed.cluster.end_pod(&name)?;
+        churned.ready += u32::from(bed.cluster.end_pod(&name)?);
     }
-    Ok(made)
+    Ok(churned)
 }
 
 /// What there is more than before.

@@ -20,8 +20,9 @@ const TENANTS: u32 = 4;
 const RATE: f64 = 2000.0;
 /// Longer than the few requests that are under way for each tenant take. Whoever gives up closes a connection, and to make
 /// the next one costs more than was saved: clients that are less patient get next to nothing, all of them.
-const IMPATIENCE: Duration = Duration::from_secs(2);
-const ONSET: Duration = Duration::from_millis(300);
+const IMPATIENCE: Duration = Duration::from_millis(3_500);
+/// Load before the window. What it takes to open everybody's connections is some periods of the limit.
+const SETTLING: Duration = Duration::from_millis(1_500);
 
 pub struct Fairness;
 
@@ -67,7 +68,7 @@ impl Experiment for Fairness {
     }
 
     fn visit_estimate(&self, plan: &Plan) -> Duration {
-        ONSET + plan.pace.window + IMPATIENCE + Duration::from_millis(300)
+        SETTLING + plan.pace.window + IMPATIENCE + Duration::from_millis(300)
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {
@@ -76,6 +77,7 @@ impl Experiment for Fairness {
             ("requests_per_s_and_tenant".to_owned(), json!(RATE)),
             ("body_bytes".to_owned(), json!(1024)),
             ("timeout_ms".to_owned(), json!(IMPATIENCE.as_millis())),
+            ("warmup_ms".to_owned(), json!(SETTLING.as_millis())),
             ("window_ms".to_owned(), json!(plan.pace.window.as_millis())),
         ])
     }
@@ -92,7 +94,7 @@ impl Experiment for Fairness {
         let bed = lab.bed(Shape::Tenants(TENANTS), visit.arm)?;
         let began = Instant::now();
         let window = lab.plan.pace.window;
-        let begin = Drive::appointment(&bed, ONSET);
+        let begin = Drive::appointment(&bed, SETTLING);
         let mut generators = Vec::new();
         for tenant in 0..TENANTS {
             let url = bed.url(&bed::tenant_server(tenant), "http1", PATH)?;
@@ -101,6 +103,7 @@ impl Experiment for Fairness {
             one.seed = lab.plan.schedule(Id::I6, visit.block, "");
             one.connections = 32;
             one.timeout = IMPATIENCE;
+            one.warmup = SETTLING;
             one.window = window;
             generators.push(one.start(&bed, begin)?);
         }

@@ -257,6 +257,7 @@ pub(super) fn attempts(
     let running = bed.cluster.start(&Tool {
         pod: pod.to_owned(),
         arguments: std::iter::once(FORGE.to_owned()).chain(arguments).collect(),
+        begin_ns: None,
         user,
     })?;
     let said = running.finish(lab.interrupt, PATIENCE)?;

@@ -355,19 +355,13 @@ impl Id {
         matches!(
             self,
             Self::L4
-                | Self::L5
-                | Self::R5
                 | Self::I2
-                | Self::I4
-                | Self::I5
                 | Self::I6
                 | Self::I7
                 | Self::I9
-                | Self::F2
                 | Self::F3
                 | Self::F4
                 | Self::U2
-                | Self::X2
                 | Self::X3
                 | Self::X4
         )

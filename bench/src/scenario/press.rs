@@ -41,7 +41,6 @@ impl Press<'_> {
         for (flag, value) in [
             ("--to", self.to.to_string()),
             ("--connections", self.connections.to_string()),
-            ("--start-at", begin_ns.to_string()),
             ("--duration", window),
         ] {
             arguments.extend([flag.to_owned(), value]);
@@ -52,6 +51,7 @@ impl Press<'_> {
         let running = bed.cluster.start(&Tool {
             pod: self.pod.to_owned(),
             arguments,
+            begin_ns: Some(begin_ns),
             user: User::Application,
         })?;
         Ok(Pressing {

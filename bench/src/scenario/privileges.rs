@@ -1,8 +1,8 @@
 //! X2: what someone may do on the node who takes over a proxy.
 //!
-//! Read from the kernel, of the running processes: not what a manifest asks for but what they have. In this
-//! cluster only network namespaces are apart, as a pod's would be; whether a process shares the node's process or
-//! mount namespace is a question for a cluster with containers.
+//! Read from the kernel, of the running processes: not what a manifest asks for but what they have. In the
+//! netns cluster only network namespaces are apart, as a pod's would be; whether a process shares the node's process
+//! or mount namespace is not asked.
 
 use super::bed::Shape;
 use super::{Experiment, Failure, Id, Lab, Visit};
@@ -79,8 +79,8 @@ impl Experiment for Privileges {
 
     fn notes(&self, _scenario: Id) -> Vec<String> {
         vec![
-            "Only network namespaces are apart in this cluster. Process, mount and user namespaces, and seccomp \
-             profiles, are a container runtime's and are not set here for either placement."
+            "On the netns cluster only network namespaces are apart. Process, mount and user namespaces, and seccomp \
+             profiles, are a container runtime's and are not set there for either placement."
                 .to_owned(),
         ]
     }

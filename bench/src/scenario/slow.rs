@@ -134,7 +134,12 @@ impl Slow {
             connections => {
                 let plan = lab.plan;
                 let longer = self.quota.window(plan).saturating_sub(plan.pace.window);
-                let window = STANDING + victim::estimate(plan) + longer + plan.pace.warmup;
+                // And what asking takes, before and after.
+                let window = STANDING
+                    + victim::estimate(plan)
+                    + longer
+                    + plan.pace.warmup
+                    + bed.cluster.lead() * 4;
                 let press = Press {
                     kind,
                     pod: "aggressor-client",

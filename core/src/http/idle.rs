@@ -22,8 +22,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep};
 
-/// A client must have sent its next head by then. Clients that keep their connections longer
-/// than the proxy would send requests into some that are being closed: Envoy allows 1 h too.
+/// A client must have sent its next head by then, or have taken a byte of its answer. Clients
+/// that keep their connections longer than the proxy would send requests into some that are
+/// being closed: Envoy allows 1 h too.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// How often it is looked whether a connection is idle, which it is if nothing has happened
@@ -50,6 +51,8 @@ pub enum Stop {
     Idle,
     /// The next head took too long.
     Overdue,
+    /// The client takes nothing of what it was answered.
+    Stuck,
 }
 
 /// A request is under way for as long as this lives.
@@ -82,13 +85,15 @@ impl Pulse {
         loop {
             sleep(LOOKS).await;
             // First: one whose body another thread lets go of in this moment has moved.
-            let busy = self.under_way.load(Acquire) > 0 || self.stuck.load(Relaxed);
+            let under_way = self.under_way.load(Acquire) > 0;
             let moved = self.moved.swap(false, Relaxed);
-            if self.begun.swap(false, Relaxed) || busy {
+            let stuck = self.stuck.load(Relaxed);
+            let waits = stuck && !moved;
+            if (self.begun.swap(false, Relaxed) || under_way || stuck) && !waits {
                 *deadline = Instant::now() + HEADER_TIMEOUT;
             } else if *deadline <= Instant::now() {
-                return Stop::Overdue;
-            } else if !moved {
+                return if waits { Stop::Stuck } else { Stop::Overdue };
+            } else if !moved && !stuck {
                 return Stop::Idle;
             }
         }
@@ -339,6 +344,24 @@ mod tests {
             sleep(Duration::from_secs(1)).await;
         }
         assert!(began.elapsed() < HEADER_TIMEOUT + LONG);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_takes_nothing_of_an_answer_is_cut_and_whoever_takes_a_little_is_not() {
+        let asked = b"GET /large HTTP/1.1\r\nhost: shop\r\n\r\n";
+        let drain = CancellationToken::new();
+        let ((mut deaf, cut), (mut slow, served)) = (serving(&drain), serving(&drain));
+        deaf.write_all(asked).await.unwrap();
+        slow.write_all(asked).await.unwrap();
+        let began = Instant::now();
+        while !cut.is_finished() {
+            assert!(began.elapsed() < HEADER_TIMEOUT + LONG, "it is still held");
+            slow.read_exact(&mut [0]).await.unwrap();
+            sleep(LONG).await;
+        }
+        assert!(began.elapsed() >= HEADER_TIMEOUT);
+        assert!(!served.is_finished());
+        read_until(&mut slow, b"xxxx").await;
     }
 
     /// A head that has begun may be finished, and is not waited for.

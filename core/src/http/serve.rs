@@ -170,7 +170,7 @@ where
                 if let Some(parts) = connection.into_parts() {
                     parts.io.into_inner().abort();
                 }
-                // Of one that was overdue, the deadline tells.
+                // Of an answer that was overdue, its deadline tells.
                 return cut.and_then(Result::ok).unwrap_or(Ok(()));
             }
         }

@@ -10,6 +10,7 @@ use super::certificate::{Certificate, CertificateFailure, PendingKey};
 use super::trust::{Roots, Trust};
 use crate::capture::WorkloadName;
 use crate::control::{Backoff, Control};
+use crate::runtime::vital;
 use crate::telemetry::Metrics;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
@@ -66,14 +67,14 @@ impl Identities {
         }
         let workloads = Arc::new(Mutex::new(BTreeSet::from([workload.clone()])));
         let (sender, current) = watch::channel(None);
-        let renewal = tokio::spawn(renew(
+        let renewal = tokio::spawn(vital(renew(
             self.control.clone(),
             self.trust.clone(),
             self.metrics.clone(),
             identity.clone(),
             workloads.clone(),
             sender,
-        ));
+        )));
         let new = Arc::new(Held {
             identity: identity.clone(),
             current,

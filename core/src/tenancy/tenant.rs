@@ -1,6 +1,7 @@
 use super::budget::{Budgets, Buffers, PATIENCE, Pace, Room, Taken, Window};
 use super::fair::{Fair, Share};
 use crate::capture::Direction;
+use crate::runtime::vital;
 use crate::upstream::UpstreamError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -65,7 +66,7 @@ impl Tenancy {
     /// Must be called in a runtime, whose threads are shared from then on.
     pub fn start(bounds: Budgets) -> Self {
         let fair = Arc::<Fair>::default();
-        tokio::spawn(fair.clone().run());
+        tokio::spawn(vital(fair.clone().run()));
         Self { fair, bounds }
     }
 

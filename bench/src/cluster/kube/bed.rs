@@ -386,12 +386,12 @@ impl Standing {
             .collect()
     }
 
-    /// Asks for a pod's end.
-    fn end(&self, pod: &str) -> Result<Placed> {
+    /// Asks for a pod's end. With how it was then.
+    fn end(&self, pod: &str) -> Result<(Placed, Option<Pod>)> {
         let placed = self.placed(pod)?;
         let kube = &self.site.kube;
         let api: Api<Pod> = Api::namespaced(kube.client.clone(), &self.space);
-        kube.ask(
+        let last = kube.ask(
             &format!("remove pod {}/{}", self.space, placed.name),
             api.delete(&placed.name, &DeleteParams::default()),
         )?;
@@ -399,7 +399,7 @@ impl Standing {
         self.pods
             .borrow_mut()
             .retain(|other| other.name != placed.name);
-        Ok(placed)
+        Ok((placed, last.left()))
     }
 
     /// Waits until all pods that were ended are gone.
@@ -420,7 +420,7 @@ impl Standing {
 
     /// Takes a pod away and waits until it is gone.
     fn take_away(&self, pod: &str) -> Result<Placed> {
-        let placed = self.end(pod)?;
+        let (placed, _) = self.end(pod)?;
         self.await_ended()?;
         Ok(placed)
     }

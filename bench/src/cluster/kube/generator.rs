@@ -1,4 +1,4 @@
-//! A generator in a pod, as its attendant runs it.
+//! A generator, or another program of this suite, in a pod, as its attendant runs it.
 
 use super::bed::Standing;
 use super::nodes::PROMPT;
@@ -8,7 +8,7 @@ use super::session::{Pending, Session};
 use crate::attend::protocol::{Ask, Look};
 use crate::cluster::clock::monotonic_ns;
 use crate::cluster::error::{ClusterError, Result};
-use crate::cluster::site::{Counters, Generator, Load};
+use crate::cluster::site::{Counters, Generator, Load, Running, Tool, User};
 use crate::cluster::spec::Placement;
 use crate::load::LoadReport;
 use crate::run::Interrupt;
@@ -56,6 +56,72 @@ impl KubeGenerator {
     /// How long an answer may take that is due at an instant.
     fn until(instant_ns: u64) -> Duration {
         Duration::from_nanos(instant_ns.saturating_sub(monotonic_ns())) + PROMPT
+    }
+}
+
+/// A program that has been started.
+pub struct KubeTool {
+    bed: Rc<Standing>,
+    session: Rc<Session>,
+    pod: String,
+    id: u64,
+    said: Option<Pending<String>>,
+}
+
+impl KubeTool {
+    pub fn start(bed: &Rc<Standing>, tool: &Tool) -> Result<Self> {
+        if tool.user != User::Application {
+            return Err(ClusterError::Unsupported(format!(
+                "programs of other users in {}: only with --cluster netns",
+                tool.pod
+            )));
+        }
+        let node = bed.node(bed.placed(&tool.pod)?.node);
+        let clock = node.clock(&bed.site.kube)?;
+        let session = bed.session(&tool.pod)?;
+        let said = session.ask::<String>(Ask::Run {
+            arguments: tool.arguments.clone(),
+            begin_ns: tool.begin_ns.map(|at| clock.theirs(at)),
+        })?;
+        Ok(Self {
+            bed: bed.clone(),
+            session,
+            pod: tool.pod.clone(),
+            id: said.id,
+            said: Some(said),
+        })
+    }
+}
+
+impl Running for KubeTool {
+    fn finish(mut self: Box<Self>, interrupt: &Interrupt, within: Duration) -> Result<String> {
+        interrupt.check()?;
+        let said = self
+            .said
+            .take()
+            .ok_or_else(|| ClusterError::Unsupported("it has ended".to_owned()))?;
+        said.wait(&self.bed.site.kube, within + PROMPT)
+            .map_err(|error| failed_in(&self.pod, error))
+    }
+}
+
+/// It must not go on beside the next trial.
+impl Drop for KubeTool {
+    fn drop(&mut self) {
+        if self.said.is_some() {
+            let _ = self.session.ask::<()>(Ask::StopLoad { load: self.id });
+        }
+    }
+}
+
+/// What a program in a pod complains of is the pod's.
+fn failed_in(pod: &str, error: ClusterError) -> ClusterError {
+    match error {
+        ClusterError::Kubernetes { said, .. } => ClusterError::Generator {
+            pod: pod.to_owned(),
+            problem: said,
+        },
+        error => error,
     }
 }
 
@@ -126,16 +192,6 @@ impl KubeGenerator {
         }
         Ok(counters)
     }
-
-    fn failed(&self, error: ClusterError) -> ClusterError {
-        match error {
-            ClusterError::Kubernetes { said, .. } => ClusterError::Generator {
-                pod: self.load.pod.clone(),
-                problem: said,
-            },
-            error => error,
-        }
-    }
 }
 
 impl Generator for KubeGenerator {
@@ -160,7 +216,7 @@ impl Generator for KubeGenerator {
         let within = Self::until(self.end_ns()) + REPORTING;
         let mut report = pending
             .wait(kube, within)
-            .map_err(|error| self.failed(error))?;
+            .map_err(|error| failed_in(&self.load.pod, error))?;
         let clock = self.bed.node(self.node).clock(kube)?;
         report.start_ns = clock.ours(report.start_ns);
         report.timeline.start_ns = clock.ours(report.timeline.start_ns);

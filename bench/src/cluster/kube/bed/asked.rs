@@ -1,18 +1,18 @@
 //! What an experiment asks of a bed.
 
 use super::{Death, KubeBed, Standing};
-use crate::accounting::{Certified, KeyScan};
-use crate::attend::protocol::{Ask, Held, Limited};
+use crate::accounting::{Certified, KeyScan, Privileges};
+use crate::attend::protocol::{Ask, Charged, Held, Limited};
 use crate::cluster::capture::CaptureReport;
 use crate::cluster::error::{ClusterError, Result};
-use crate::cluster::kube::generator::KubeGenerator;
+use crate::cluster::kube::generator::{KubeGenerator, KubeTool};
 use crate::cluster::kube::mesh::Given as Share;
 use crate::cluster::kube::nodes::PROMPT;
 use crate::cluster::kube::pods::Observed;
 use crate::cluster::netns_site::{certified, workers_in};
 use crate::cluster::proxy::{Life, Restart};
 use crate::cluster::site::{
-    Belongings, Capture, Cluster, Generator, Given, Holding, Load, ProxyRef,
+    Belongings, Capture, Charge, Cluster, Generator, Given, Holding, Load, ProxyRef, Running, Tool,
 };
 use crate::cluster::spec::{ParityRow, Placement, PodSpec};
 use crate::results;
@@ -83,8 +83,9 @@ impl Cluster for KubeBed {
         self.0.make_pods(vec![pod])
     }
 
-    fn end_pod(&self, pod: &str) -> Result<()> {
-        self.0.end(pod).map(drop)
+    fn end_pod(&self, pod: &str) -> Result<bool> {
+        let (_, last) = self.0.end(pod)?;
+        Ok(last.is_some_and(|pod| pod.is_ready()))
     }
 
     fn await_ended(&self) -> Result<()> {
@@ -111,6 +112,39 @@ impl Cluster for KubeBed {
                 charged: one.charged,
             })
             .collect())
+    }
+
+    fn charges(&self, node: u32) -> Result<Vec<Charge>> {
+        let proxies = self.0.stationed_on(node)?;
+        if proxies.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut bed = self.0.observed()?;
+        bed.retain(|(placed, _)| placed.node == node);
+        let reader = self.0.node(node).reader();
+        let ask = Ask::Charges {
+            containers: proxies.iter().map(|one| one.container.clone()).collect(),
+            pods: bed.iter().map(|(_, pod)| pod.uid().to_owned()).collect(),
+        };
+        let charged: Vec<Charged> = reader.call(ask, PROMPT)?;
+        let named = |uid: String| {
+            let found = bed.iter().find(|(_, pod)| pod.uid() == uid);
+            found.map(|(placed, _)| placed.spec.name.clone())
+        };
+        Ok(proxies
+            .into_iter()
+            .zip(charged)
+            .map(|(one, charged)| Charge {
+                proxy: one.proxy.name,
+                pod: charged.pod.and_then(named),
+                cpu_us: charged.cpu_us,
+                memory: charged.memory,
+            })
+            .collect())
+    }
+
+    fn start(&self, tool: &Tool) -> Result<Box<dyn Running>> {
+        Ok(Box::new(KubeTool::start(&self.0, tool)?))
     }
 
     fn belongings(&self, node: u32) -> Result<Belongings> {
@@ -164,6 +198,22 @@ impl Cluster for KubeBed {
         let killed = asked.wait(&self.0.site.kube, PROMPT)?;
         self.0.deaths.borrow_mut().insert(proxy.to_owned(), death);
         Ok(node.clock(&self.0.site.kube)?.ours(killed))
+    }
+
+    fn pause(&self, proxy: &str) -> Result<u64> {
+        self.0.pause(proxy, false)
+    }
+
+    fn unpause(&self, proxy: &str) -> Result<()> {
+        self.0.pause(proxy, true).map(drop)
+    }
+
+    fn privileges(&self, proxy: &str) -> Result<Privileges> {
+        let one = self.0.stationed_as(proxy)?;
+        let ask = Ask::Privileges {
+            container: one.container,
+        };
+        self.0.node(one.node).reader().call(ask, PROMPT)
     }
 
     fn starve(&self, proxy: &str, headroom: u64) -> Result<()> {

@@ -124,6 +124,18 @@ impl Standing {
             .collect()
     }
 
+    /// Stops a proxy's process, or lets it go on; returns when that was.
+    pub(super) fn pause(&self, proxy: &str, over: bool) -> Result<u64> {
+        let one = self.stationed_as(proxy)?;
+        let node = self.node(one.node);
+        let ask = Ask::Pause {
+            container: one.container,
+            over,
+        };
+        let at = node.reader().call(ask, PROMPT)?;
+        Ok(node.clock(&self.site.kube)?.ours(at))
+    }
+
     pub(super) fn death(&self, proxy: &str) -> Result<Death> {
         self.deaths
             .borrow()
