@@ -18,6 +18,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 use world::{TestPod, Wire, World, tell, test};
 
+/// From a proxy's death until the next one serves: the median of some.
+const RECOVERED_WITHIN: Duration = Duration::from_millis(300);
+
 const CRASHES: &str = "duet_agent_proxy_restarts_total{reason=\"crash\"}";
 const HANGS: &str = "duet_agent_proxy_restarts_total{reason=\"hang\"}";
 const CUT_BY_CRASH: &str = "duet_agent_connections_cut_total{reason=\"crash\"}";
@@ -85,11 +88,13 @@ fn a_killed_proxy_refuses_nobody() {
                 load.more(20);
             }
             let (served, lost) = (load.served(), load.failed().len());
+            waits.sort_unstable();
             tell(&format!(
                 "killed 5 times: a new connection waited {waits:?}; {served} others served, {lost} \
                  lost that were open, {} refused",
                 load.refused().len()
             ));
+            assert!(waits[2] < RECOVERED_WITHIN, "{waits:?}");
         });
         assert_eq!(load.refused(), Vec::<String>::new(), "{}", log_of(world));
         assert_eq!(load.plaintext(), 0);

@@ -18,9 +18,9 @@ const CYCLES: usize = 1000;
 /// In these, threads, caches and lazily opened files come into being.
 const WARM: usize = 50;
 
-/// What a cycle may cost for good. In ten thousand it is about a hundred, of which the
-/// agent knows of 8; in a thousand the allocator has a say.
-const BYTES_A_CYCLE: u64 = 1024;
+/// What a cycle may cost. Of a thousand it is a hundred or two, of twenty thousand 14 (all
+/// together 0.3 MiB): the allocator's, and nothing that grows for ever.
+const BYTES_A_CYCLE: u64 = 512;
 
 /// What there is of a process.
 #[derive(Clone, Copy)]

@@ -20,9 +20,9 @@ const TENANTS: u32 = 4;
 const RATE: f64 = 2000.0;
 /// Longer than the few requests that are under way for each tenant take. Whoever gives up closes a connection, and to make
 /// the next one costs more than was saved: clients that are less patient get next to nothing, all of them.
-const IMPATIENCE: Duration = Duration::from_millis(3_500);
+const IMPATIENCE: Duration = Duration::from_millis(2_550);
 /// Load before the window. What it takes to open everybody's connections is some periods of the limit.
-const SETTLING: Duration = Duration::from_millis(1_500);
+const SETTLING: Duration = Duration::from_millis(1_000);
 
 pub struct Fairness;
 
@@ -68,7 +68,7 @@ impl Experiment for Fairness {
     }
 
     fn visit_estimate(&self, plan: &Plan) -> Duration {
-        SETTLING + plan.pace.window + IMPATIENCE + Duration::from_millis(300)
+        SETTLING + plan.pace.window + IMPATIENCE + Duration::from_millis(250)
     }
 
     fn parameters(&self, _scenario: Id, plan: &Plan) -> BTreeMap<String, serde_json::Value> {

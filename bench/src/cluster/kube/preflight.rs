@@ -205,7 +205,7 @@ pub fn agents(site: &KubeSite, needs: &Needs) -> Result<()> {
     let some: Vec<&str> = others.iter().map(String::as_str).take(3).collect();
     Err(ClusterError::Unsupported(format!(
         "{} pods of others use the agents that this run is going to kill ({}{}): choose other nodes with --nodes, \
-         leave out F1, F5, I8 and U1, or pass --disturb-others",
+         leave out F1, F2, F5, I8 and U1, or pass --disturb-others",
         others.len(),
         some.join(", "),
         if others.len() > some.len() {
