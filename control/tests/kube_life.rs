@@ -492,38 +492,30 @@ fn a_namespace_changes_its_mode_without_a_failed_request() {
     change("sidecar", "to-sidecar", "sidecar sidecar");
 }
 
-/// Servers, and clients of both modes, while something of Duet is rolled out.
-fn fails_nothing(name: &str, what: &str) {
+/// The DaemonSet's surge starts each new agent beside the old one, which hands over to it.
+#[test]
+fn replacing_agents_and_duet_control_under_load_fails_nothing() {
     let Some(_cluster) = cluster_alone() else {
         return;
     };
-    let servers = Namespace::new(name, "agent");
+    let servers = Namespace::new("upgrade", "agent");
     servers.annotate("duet.dev/mtls=strict");
     let url = format!("http://{}/", servers.web());
     let system = |arguments: &[&str]| said(&[&["-n", "duet-system"], arguments].concat());
-    let (_, of) = what.split_once('/').unwrap();
-    let label = format!("app.kubernetes.io/name={of}");
-    observe(&observers(&format!("{name}-from")), &url, name, &|| {
-        let pods = || system(&["get", "pods", "-l", &label, "-o", "name"]);
-        let before = pods();
-        system(&["rollout", "restart", what]);
-        system(&["rollout", "status", what, "--timeout=180s"]);
-        // The old ones end when what was open there has, or a minute later.
-        eventually("the old ones are gone", PATIENCE, || {
-            let now = pods();
-            let mut before = before.split_whitespace();
-            (!before.any(|old| now.contains(old))).then_some(())
-        });
+    observe(&observers("upgrade-from"), &url, "upgrade", &|| {
+        for what in ["daemonset/duet-agent", "deployment/duet-control"] {
+            let (_, of) = what.split_once('/').unwrap();
+            let label = format!("app.kubernetes.io/name={of}");
+            let pods = || system(&["get", "pods", "-l", &label, "-o", "name"]);
+            let before = pods();
+            system(&["rollout", "restart", what]);
+            system(&["rollout", "status", what, "--timeout=180s"]);
+            // The old ones end when what was open there has, or a minute later.
+            eventually("the old ones are gone", PATIENCE, || {
+                let now = pods();
+                let mut before = before.split_whitespace();
+                (!before.any(|old| now.contains(old))).then_some(())
+            });
+        }
     });
-}
-
-/// The DaemonSet's surge starts the new agent beside the old one, which hands over to it.
-#[test]
-fn replacing_the_agents_under_load_fails_nothing() {
-    fails_nothing("upgrade", "daemonset/duet-agent");
-}
-
-#[test]
-fn replacing_duet_control_under_load_fails_nothing() {
-    fails_nothing("control", "deployment/duet-control");
 }
