@@ -10,7 +10,6 @@ use socket2::{Domain, Protocol, Socket, Type};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::str::FromStr;
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -48,34 +47,8 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.bind(&address.into())?;
-    if address.port() == MESH_PORT
-        && let Err(error) = accept_with_first_bytes(&socket)
-    {
-        tracing::debug!(%address, %error, "TCP_DEFER_ACCEPT");
-    }
     socket.listen(BACKLOG)?;
     Ok(socket.into())
-}
-
-/// Of TLS the client is the first to speak, and its hello comes right after its connection: to
-/// be woken up for each would be once too often. Who says nothing is accepted after a second.
-#[expect(unsafe_code, reason = "TCP_DEFER_ACCEPT, which socket2 does not have")]
-fn accept_with_first_bytes(socket: &Socket) -> io::Result<()> {
-    let seconds: libc::c_int = 1;
-    // SAFETY: the option's value is an int, is read during the call, and lives that long.
-    let outcome = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_DEFER_ACCEPT,
-            (&raw const seconds).cast(),
-            size_of_val(&seconds) as libc::socklen_t,
-        )
-    };
-    match outcome {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 /// What a mode asks the kernel on the core's behalf.
