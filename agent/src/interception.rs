@@ -336,7 +336,7 @@ pub fn unpin(pin: &Path) -> io::Result<()> {
 
 /// One loader serves all loads: whenever one is made, aya parses the kernel's own
 /// type information, which takes 20 ms and 50 MB, and which these programs, that
-/// touch no kernel structure, do not need.
+/// touch no kernel structure, do not need; the memory is given back.
 fn loader(layout: &Layout) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     loader.btf(None);

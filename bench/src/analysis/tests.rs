@@ -259,6 +259,34 @@ fn lopsided_voids_void_the_run() {
 }
 
 #[test]
+fn voids_that_are_lopsided_in_one_scenario_void_the_run() {
+    let mut results = unanalysed(Profile::Quick, 5);
+    for scenario in &mut results.scenarios {
+        let lost = scenario.id == "L2";
+        let trials = scenario.blocks.iter_mut().flat_map(|b| &mut b.trials);
+        for trial in trials {
+            trial.voids.clear();
+            if lost && trial.arm == "agent" {
+                trial.voids.push(Void {
+                    gate: "late sends".into(),
+                    measured: 0.03,
+                    limit: 0.02,
+                    message: "late".into(),
+                });
+            }
+        }
+    }
+    analyse(&mut results);
+    assert_eq!(results.status.state, State::Void);
+    let reasons = &results.status.reasons;
+    let of_it = |reason: &&String| reason.starts_with("L2: voids are lopsided");
+    assert!(reasons.iter().any(|r| of_it(&r)), "{reasons:?}");
+    // Of all trials they are few.
+    let of_all = |reason: &&String| reason.starts_with("voids are lopsided");
+    assert!(!reasons.iter().any(|r| of_all(&r)), "{reasons:?}");
+}
+
+#[test]
 fn different_cores_void_the_run() {
     let mut results = unanalysed(Profile::Smoke, 5);
     results.arms[2].core_fingerprint = Some("another".into());
