@@ -43,8 +43,8 @@ fn the_app_connects_as_its_first_act() {
     first_acts("sidecar");
 }
 
-/// Without the plugin it runs for a moment before it is enrolled, and a strict server refuses
-/// what it says then.
+/// Without the plugin a pod is enrolled once it runs, mostly before its application says
+/// something; with it, before anything runs.
 #[test]
 fn behind_the_cni_plugin_it_does_so_in_agent_mode_too() {
     let Some(_cluster) = cluster_alone() else {
@@ -52,6 +52,36 @@ fn behind_the_cni_plugin_it_does_so_in_agent_mode_too() {
     };
     let _plugin = CniPlugin::install();
     first_acts("agent");
+    let enrolled = "duet_agent_cni_requests_total{outcome=\"enrolled\"}";
+    assert_eq!(of_agents(enrolled), 10.0);
+    assert_eq!(of_agents("duet_agent_enrolment_gap_seconds_count"), 0.0);
+}
+
+/// A metric of all agents that are not ending, summed up.
+fn of_agents(metric: &str) -> f64 {
+    let agents = said(&[
+        "-n",
+        "duet-system",
+        "get",
+        "pods",
+        "-l",
+        "app.kubernetes.io/name=duet-agent",
+        "-o",
+        r#"jsonpath={range .items[*]}{.metadata.name} {.metadata.deletionTimestamp}{"\n"}{end}"#,
+    ]);
+    let staying = agents
+        .lines()
+        .filter_map(|line| line.trim().split_once(' ').is_none().then_some(line.trim()));
+    staying
+        .map(|name| {
+            let path = format!("/api/v1/namespaces/duet-system/pods/{name}:15020/proxy/metrics");
+            let page = said(&["get", "--raw", &path]);
+            let mut values = page.lines().filter_map(|line| line.strip_prefix(metric));
+            values
+                .next()
+                .map_or(0.0, |value| value.trim().parse().unwrap())
+        })
+        .sum()
 }
 
 fn first_acts(mode: &str) {
