@@ -5,6 +5,9 @@ use crate::cgroup::Cgroup;
 use crate::interception;
 use crate::netns;
 use crate::privilege;
+use aya::maps::MapType;
+use aya::programs::ProgramType;
+use aya::sys::{is_map_supported, is_program_supported};
 use duet_ebpf::names;
 use std::path::Path;
 
@@ -33,8 +36,16 @@ pub fn examine(bpffs: &Path, cgroup: Option<&Path>) -> Vec<Finding> {
                 .map_err(|error| error.to_string()),
         ),
         finding("BPF file system", file_system(bpffs)),
+        finding("eBPF programs and maps of the kinds that it uses", kinds()),
     ];
-    for (program, outcome) in interception::rehearse() {
+    let rehearsed = match interception::rehearse() {
+        Ok(rehearsed) => rehearsed,
+        Err(error) => {
+            findings.push(finding("eBPF object", Err(one_line(&error))));
+            return findings;
+        }
+    };
+    for (program, outcome) in rehearsed {
         findings.push(finding(
             &format!("eBPF program {program} ({})", needs(program)),
             outcome.map_err(|error| one_line(&error)),
@@ -79,13 +90,58 @@ fn file_system(bpffs: &Path) -> Result<(), String> {
     }
 }
 
+fn kinds() -> Result<(), String> {
+    let programs = [
+        (
+            ProgramType::CgroupSockAddr,
+            "cgroup_sock_addr (CONFIG_CGROUP_BPF)",
+        ),
+        (ProgramType::SockOps, "sock_ops (CONFIG_CGROUP_BPF)"),
+        (ProgramType::SkLookup, "sk_lookup (CONFIG_NET, Linux 5.9)"),
+    ];
+    let programs = programs.map(|(kind, what)| {
+        let supported = is_program_supported(kind).map_err(|error| one_line(&error));
+        (supported, what)
+    });
+    let maps = [
+        (MapType::Hash, "hash (CONFIG_BPF_SYSCALL)"),
+        (MapType::SockHash, "sockhash (CONFIG_BPF_STREAM_PARSER)"),
+        (
+            MapType::SkStorage,
+            "sk_storage (CONFIG_BPF_SYSCALL, Linux 5.2)",
+        ),
+    ];
+    let maps = maps.map(|(kind, what)| {
+        let supported = is_map_supported(kind).map_err(|error| one_line(&error));
+        (supported, what)
+    });
+    let missing: Vec<String> = programs
+        .into_iter()
+        .chain(maps)
+        .filter_map(|(supported, what)| match supported {
+            Ok(true) => None,
+            Ok(false) => Some(what.to_owned()),
+            Err(error) => Some(format!("{what}, which cannot be tried: {error}")),
+        })
+        .collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(format!(
+            "the kernel has no {}; or something keeps bpf(2) from this process (seccomp, lockdown)",
+            missing.join(", no ")
+        )),
+    }
+}
+
 /// What a program wants of the kernel, beyond eBPF itself.
 fn needs(program: &str) -> &'static str {
     match program {
         names::CONNECT4 | names::CONNECT6 => {
             "CONFIG_CGROUP_BPF; socket storage and netns cookies in connect hooks, Linux 5.8"
         }
-        names::GETPEERNAME4 | names::GETPEERNAME6 => "CONFIG_CGROUP_BPF, Linux 5.8",
+        names::GETPEERNAME4 | names::GETPEERNAME6 | names::GETSOCKNAME4 | names::GETSOCKNAME6 => {
+            "CONFIG_CGROUP_BPF, Linux 5.8"
+        }
         names::SOCKOPS => "CONFIG_CGROUP_BPF; socket storage in sockops, Linux 5.8",
         names::SK_LOOKUP => "CONFIG_BPF_STREAM_PARSER for SOCKHASH, Linux 5.9",
         _ => "Linux 5.9",

@@ -5,10 +5,12 @@
 //! with what connections really meet.
 
 mod openness;
+mod reason;
 mod recovery;
 mod tenure;
 
 pub use openness::Openness;
+pub use reason::Reason;
 
 use crate::interception::Interception;
 use crate::keeper::Keeper;
@@ -114,8 +116,8 @@ struct Missing {
     why: String,
 }
 
-/// Pods that are to be enrolled as soon as they can be: pending or failed, and why.
-pub type Awaited = BTreeMap<WorkloadName, (State, String)>;
+/// Pods that are to be enrolled as soon as they can be, and why they are not.
+pub type Awaited = BTreeMap<WorkloadName, (Reason, String)>;
 
 /// How a workload stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -181,11 +183,11 @@ impl Enrolment {
         let workloads = IntGaugeVec::new(
             Opts::new(
                 "duet_agent_workloads",
-                "Workloads of this agent, by state. Connections of enrolled ones are proxied, of \
-                 pending and failed ones not yet; refused are those of an earlier agent whose \
-                 connections this one cannot serve.",
+                "Workloads of this agent, by state and the reason for it. Connections of enrolled \
+                 ones are proxied, of pending and failed ones not yet; refused are those of an \
+                 earlier agent whose connections this one cannot serve.",
             ),
-            &["state"],
+            &["state", "reason"],
         )?;
         proxy.registry().register(Box::new(workloads.clone()))?;
         let enrolment = Arc::new(Self {
@@ -323,10 +325,10 @@ impl Enrolment {
             state: State::Refused,
             why: Some(missing.why.clone()),
         });
-        let awaited = members.awaited.iter().map(|(name, (state, why))| Listed {
+        let awaited = members.awaited.iter().map(|(name, (reason, why))| Listed {
             workload: name.to_string(),
             netns: None,
-            state: *state,
+            state: reason.state(),
             why: Some(why.clone()),
         });
         present.chain(missing).chain(awaited).collect()
@@ -434,18 +436,16 @@ impl Enrolment {
     }
 
     fn count(&self, members: &Members) {
-        let awaited = |wanted| {
-            let awaited = members.awaited.values();
-            awaited.filter(|(state, _)| *state == wanted).count()
-        };
-        for (state, count) in [
-            (State::Enrolled, members.present.len()),
-            (State::Pending, awaited(State::Pending)),
-            (State::Failed, awaited(State::Failed)),
-            (State::Refused, members.missing.len()),
-        ] {
-            let gauge = self.workloads.with_label_values(&[state.as_str()]);
+        let set = |state: State, reason, count: usize| {
+            let gauge = self.workloads.with_label_values(&[state.as_str(), reason]);
             gauge.set(count as i64);
+        };
+        set(State::Enrolled, "", members.present.len());
+        set(State::Refused, "", members.missing.len());
+        for reason in Reason::ALL {
+            let awaited = members.awaited.values();
+            let count = awaited.filter(|(why, _)| *why == reason).count();
+            set(reason.state(), reason.as_str(), count);
         }
     }
 

@@ -14,7 +14,7 @@ use crate::netns::{FileId, Netns};
 use crate::sys::{self, AttachPoint, LinkTarget};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, Program, ProgramError, SkLookup};
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfError, EbpfLoader};
 use duet_ebpf::{NetnsCookie, names};
 use object::read::elf::ElfFile64;
 use object::{Endianness, Object, ObjectSection, ObjectSymbol};
@@ -31,10 +31,12 @@ pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/duet.bpf.o"));
 
 /// The programs that are attached to the cgroup.
-pub const ON_CGROUP: [(&str, AttachPoint); 5] = [
+pub const ON_CGROUP: [(&str, AttachPoint); 7] = [
     (names::SOCKOPS, AttachPoint::SockOps),
     (names::GETPEERNAME4, AttachPoint::GetPeerName4),
     (names::GETPEERNAME6, AttachPoint::GetPeerName6),
+    (names::GETSOCKNAME4, AttachPoint::GetSockName4),
+    (names::GETSOCKNAME6, AttachPoint::GetSockName6),
     (names::CONNECT4, AttachPoint::Connect4),
     (names::CONNECT6, AttachPoint::Connect6),
 ];
@@ -50,7 +52,7 @@ pub enum InterceptionError {
     #[error(transparent)]
     Migration(#[from] MigrationError),
     #[error("cannot load the eBPF object: {0}; duet-agent doctor says what the kernel lacks")]
-    Object(#[from] aya::EbpfError),
+    Object(#[from] EbpfError),
     #[error("cannot read the eBPF object: {0}")]
     Elf(#[from] object::Error),
     #[error("the eBPF object has no constant {0}")]
@@ -492,18 +494,10 @@ where
 
 /// Loads every program, the verifier's examination included, and attaches none.
 /// Says which could not be.
-pub fn rehearse() -> Vec<(&'static str, Result<(), ProgramError>)> {
-    let mut object = match EbpfLoader::new().load(OBJECT) {
-        Ok(object) => object,
-        Err(error) => {
-            return vec![(
-                "the object",
-                Err(ProgramError::IOError(io::Error::other(error))),
-            )];
-        }
-    };
+pub fn rehearse() -> Result<Vec<(&'static str, Result<(), ProgramError>)>, EbpfError> {
+    let mut object = EbpfLoader::new().load(OBJECT)?;
     let on_cgroup = ON_CGROUP.into_iter().map(|(name, _)| name);
-    on_cgroup
+    let outcomes = on_cgroup
         .chain([names::SK_LOOKUP])
         .map(|name| {
             let outcome = match object.program_mut(name) {
@@ -514,5 +508,6 @@ pub fn rehearse() -> Vec<(&'static str, Result<(), ProgramError>)> {
             };
             (name, outcome)
         })
-        .collect()
+        .collect();
+    Ok(outcomes)
 }

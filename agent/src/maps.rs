@@ -4,7 +4,7 @@ use crate::sys::{self, Plain};
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, SockHash};
 use duet_ebpf::{
-    Enrolled, ListenerKey, NetnsCookie, OwnAddress, Redirected, Source, Target, names,
+    Appearance, Enrolled, ListenerKey, NetnsCookie, OwnAddress, Redirected, Source, Target, names,
 };
 use parking_lot::Mutex;
 use std::io;
@@ -14,13 +14,18 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 /// All of them, with the sizes of key and value. All are pinned.
-pub const SIZES: [(&str, usize, usize); 7] = [
+pub const SIZES: [(&str, usize, usize); 8] = [
     (
         names::ENROLLED,
         size_of::<NetnsCookie>(),
         size_of::<Enrolled>(),
     ),
     (names::OWN, size_of::<OwnAddress>(), size_of::<u32>()),
+    (
+        names::APPEARANCE,
+        size_of::<NetnsCookie>(),
+        size_of::<Appearance>(),
+    ),
     (names::TARGETS, size_of::<Source>(), size_of::<Target>()),
     (names::LISTENERS, size_of::<ListenerKey>(), size_of::<u32>()),
     (names::OPEN, size_of::<NetnsCookie>(), size_of::<u64>()),
@@ -54,6 +59,7 @@ pub enum MapsError {
 pub struct Maps {
     enrolled: Mutex<HashMap<MapData, NetnsCookie, Plain<Enrolled>>>,
     own: Mutex<HashMap<MapData, Plain<OwnAddress>, u32>>,
+    appearance: Mutex<HashMap<MapData, NetnsCookie, Plain<Appearance>>>,
     listeners: Mutex<SockHash<MapData, Plain<ListenerKey>>>,
     open: Mutex<HashMap<MapData, NetnsCookie, u64>>,
     /// Worked on from many threads at once, so without aya, whose methods want
@@ -119,6 +125,7 @@ impl Maps {
             remains: Mutex::new(remains),
             enrolled: Mutex::new(take(names::ENROLLED)?.try_into()?),
             own: Mutex::new(take(names::OWN)?.try_into()?),
+            appearance: Mutex::new(take(names::APPEARANCE)?.try_into()?),
             listeners: Mutex::new(take(names::LISTENERS)?.try_into()?),
             open: Mutex::new(take(names::OPEN)?.try_into()?),
             targets: data(targets, names::TARGETS)?,
@@ -164,6 +171,15 @@ impl Maps {
             .filter(|key| key.0.netns == netns)
             .map(|key| key.0.ip.into())
             .collect()
+    }
+
+    /// What `netns`'s redirected connections seem to come from.
+    pub fn appear(&self, netns: NetnsCookie, as_: Appearance) -> Result<(), MapsError> {
+        Ok(self.appearance.lock().insert(netns, Plain(as_), 0)?)
+    }
+
+    pub fn disappear(&self, netns: NetnsCookie) -> Result<(), MapsError> {
+        gone_is_fine(self.appearance.lock().remove(&netns))
     }
 
     pub fn listen(&self, key: ListenerKey, socket: &impl AsRawFd) -> Result<(), MapsError> {

@@ -9,7 +9,7 @@ use socket2::{Domain, Socket, Type};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -138,6 +138,21 @@ impl Netns {
             })
             .filter(|ip| !ip.is_loopback())
             .collect())
+    }
+
+    /// From which of its addresses a connection goes out, by the routes that it has.
+    pub fn source_towards(&self, there: IpAddr) -> Option<IpAddr> {
+        let here: IpAddr = match there {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        // Of UDP this asks the routes, and sends nothing.
+        let ask = || -> io::Result<IpAddr> {
+            let socket = UdpSocket::bind((here, 0))?;
+            socket.connect((there, 9))?;
+            Ok(socket.local_addr()?.ip())
+        };
+        self.within(ask).flatten().ok()
     }
 }
 

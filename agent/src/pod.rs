@@ -8,7 +8,7 @@ use crate::passing::{Inherited, Place};
 use crate::record::Record;
 use duet_core::capture::{self, INBOUND_PORT, MESH_PORT, OUTBOUND_PORT};
 use duet_core::{Capture, vital};
-use duet_ebpf::ListenerKey;
+use duet_ebpf::{Appearance, Ip, ListenerKey};
 use nix::sys::socket::{
     AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket,
 };
@@ -93,7 +93,7 @@ impl Pod {
         })?;
         let changes = address_changes(&netns).map_err(addresses)?;
         let enrolled = (|| {
-            refresh_own(interception, &netns).map_err(addresses)?;
+            refresh_addresses(interception, &netns).map_err(addresses)?;
             for (port, listeners) in [(INBOUND_PORT, &capture.inbound), (MESH_PORT, &capture.mesh)]
             {
                 for listener in listeners {
@@ -176,6 +176,7 @@ pub fn forget(interception: &Interception, netns: duet_ebpf::NetnsCookie) {
         maps.expel(netns).map_err(|error| error.to_string()),
         maps.set_open(netns, false)
             .map_err(|error| error.to_string()),
+        maps.disappear(netns).map_err(|error| error.to_string()),
         interception
             .release(netns)
             .map_err(|error| error.to_string()),
@@ -323,7 +324,7 @@ fn address_changes(netns: &Netns) -> io::Result<UnixDatagram> {
     UnixDatagram::from_std(netns.within(open)??.into())
 }
 
-/// Keeps `OWN` true for as long as the namespace is enrolled.
+/// Keeps `OWN` and `APPEARANCE` true for as long as the namespace is enrolled.
 async fn watch_addresses(
     changes: UnixDatagram,
     interception: Arc<Interception>,
@@ -342,15 +343,17 @@ async fn watch_addresses(
             }
         }
         while changes.try_recv(&mut buffer).is_ok() {}
-        if let Err(error) = refresh_own(&interception, &netns) {
+        if let Err(error) = refresh_addresses(&interception, &netns) {
             tracing::error!(netns = %path, %error, "reading its addresses");
         }
     }
 }
 
-fn refresh_own(interception: &Interception, netns: &Netns) -> io::Result<()> {
+fn refresh_addresses(interception: &Interception, netns: &Netns) -> io::Result<()> {
     let wanted = netns.addresses()?;
     let maps = interception.maps();
+    maps.appear(netns.cookie(), appearance(netns, &wanted))
+        .map_err(io::Error::other)?;
     let known: HashSet<IpAddr> = maps.own(netns.cookie()).into_iter().collect();
     for &ip in wanted.difference(&known) {
         maps.add_own(netns.cookie(), ip).map_err(io::Error::other)?;
@@ -360,4 +363,23 @@ fn refresh_own(interception: &Interception, netns: &Netns) -> io::Result<()> {
             .map_err(io::Error::other)?;
     }
     Ok(())
+}
+
+/// Which of `own` the kernel would choose for most of what is outside. Without a way out
+/// it is any that is not for its link alone.
+fn appearance(netns: &Netns, own: &HashSet<IpAddr>) -> Appearance {
+    // For documentation (RFC 5737, RFC 3849): nobody has a way there but the default one.
+    let v4 = Ipv4Addr::new(192, 0, 2, 1).into();
+    let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into();
+    let is_wide = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_unicast_link_local(),
+    };
+    let [v4, v6] = [v4, v6].map(|there: IpAddr| {
+        let chosen = netns.source_towards(there).filter(|ip| own.contains(ip));
+        let of_family = |ip: &&IpAddr| ip.is_ipv4() == there.is_ipv4() && is_wide(ip);
+        let any = || own.iter().filter(of_family).min().copied();
+        chosen.or_else(any).map_or(Ip::NONE, Ip::from)
+    });
+    Appearance { v4, v6 }
 }

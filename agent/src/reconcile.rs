@@ -16,7 +16,7 @@
 //! What is left over is in `duet_agent_workloads`. But an agent that cannot look for
 //! pods at all, for want of a capability, is unready: let it be the last of its kind.
 
-use crate::enrolment::{Awaited, Enrolment, SWEEP, Standing, State};
+use crate::enrolment::{Awaited, Enrolment, Reason, SWEEP, Standing, State};
 use crate::report::{Report, Reports};
 use crate::sandbox::{self, Sandbox, Unfound};
 use duet_core::{Placed, Proxy, ReadyGuard, WorkloadName};
@@ -78,7 +78,7 @@ struct Pending {
     pod: Placed,
     since: Instant,
     due: Instant,
-    state: State,
+    reason: Reason,
     why: String,
     is_logged: bool,
 }
@@ -197,7 +197,7 @@ impl Reconciler {
                     pod,
                     since: now,
                     due: now,
-                    state: State::Pending,
+                    reason: Reason::NoProcess,
                     why: Unfound::NoProcess.to_string(),
                     is_logged: false,
                 },
@@ -242,10 +242,10 @@ impl Reconciler {
         for pod in due {
             match found.remove(&pod.uid).unwrap_or(Err(Unfound::NoProcess)) {
                 Ok(sandbox) => self.enrol(&pod, sandbox).await,
-                Err(why) if why.may_pass() => {
-                    self.put_off(&pod, State::Pending, why.to_string()).await
+                Err(why) => {
+                    self.put_off(&pod, Reason::from(&why), why.to_string())
+                        .await
                 }
-                Err(why) => self.put_off(&pod, State::Failed, why.to_string()).await,
             }
         }
     }
@@ -263,7 +263,10 @@ impl Reconciler {
                     self.measure(pod, started);
                 }
             }
-            Err(error) => self.put_off(pod, State::Failed, error.to_string()).await,
+            Err(error) => {
+                self.put_off(pod, Reason::Redirection, error.to_string())
+                    .await
+            }
         }
     }
 
@@ -281,11 +284,12 @@ impl Reconciler {
 
     async fn put_off_all(&mut self, pods: &[Placed], why: &str) {
         for pod in pods {
-            self.put_off(pod, State::Failed, why.to_owned()).await;
+            self.put_off(pod, Reason::Unseen, why.to_owned()).await;
         }
     }
 
-    async fn put_off(&mut self, pod: &Placed, state: State, why: String) {
+    async fn put_off(&mut self, pod: &Placed, reason: Reason, why: String) {
+        let state = reason.state();
         let is_redirected = self.enrolment.standing(&pod.name).await != Standing::Not;
         let Some(pending) = self.pending.get_mut(&pod.name) else {
             return;
@@ -304,7 +308,7 @@ impl Reconciler {
             tracing::warn!(workload = %pod.name, state = state.as_str(), why, "not enrolled");
             pending.is_logged = true;
         }
-        pending.state = state;
+        pending.reason = reason;
         pending.why = why;
     }
 
@@ -322,8 +326,8 @@ impl Reconciler {
                 Standing::Not => match self.pending.get(name) {
                     Some(pending) => {
                         let why = pending.why.clone();
-                        waited_for.insert(name.clone(), (pending.state, why.clone()));
-                        (pending.state, why, pending.since.elapsed())
+                        waited_for.insert(name.clone(), (pending.reason, why.clone()));
+                        (pending.reason.state(), why, pending.since.elapsed())
                     }
                     None => continue,
                 },

@@ -81,15 +81,6 @@ pub enum ScanError {
     OwnProcesses,
 }
 
-// === impl Unfound ===
-
-impl Unfound {
-    /// Whether a pod that starts may well be found in this state.
-    pub fn may_pass(&self) -> bool {
-        matches!(self, Self::NoProcess | Self::HostNetwork | Self::NoAddress)
-    }
-}
-
 /// The sandboxes of `pods`, by UID: one pass over all processes, which reads one
 /// small file of each. It blocks for about 10 µs for each process of the machine.
 pub fn find(

@@ -2,7 +2,7 @@
 //! socket option. This is the only unsafe code in the agent.
 
 use aya::Pod;
-use duet_ebpf::{Enrolled, ListenerKey, NetnsCookie, OwnAddress, Source, Target};
+use duet_ebpf::{Appearance, Enrolled, ListenerKey, NetnsCookie, OwnAddress, Source, Target};
 use nix::libc;
 use std::ffi::CString;
 use std::io;
@@ -19,6 +19,8 @@ pub struct Plain<T>(pub T);
 // SAFETY: these are repr(C) structs of integers and integer arrays, without
 // padding, for which any bytes are valid.
 unsafe impl Pod for Plain<Enrolled> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<Appearance> {}
 // SAFETY: as above.
 unsafe impl Pod for Plain<OwnAddress> {}
 // SAFETY: as above.
@@ -200,6 +202,8 @@ pub enum AttachPoint {
     Connect6 = 11,
     GetPeerName4 = 29,
     GetPeerName6 = 30,
+    GetSockName4 = 31,
+    GetSockName6 = 32,
     SkLookup = 36,
 }
 

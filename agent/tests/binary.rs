@@ -8,13 +8,19 @@ mod world;
 
 use daemon::{Agent, BINARY, Control, ask, enrol, eventually, log_of, refused, told};
 use duet_agent::enrolment::SWEEP;
+use nix::errno::Errno;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
-use world::{PATIENCE, TestPod, Wire, test};
+use world::{PATIENCE, TestPod, Wire, leads_to_the_agent, test};
 
 fn connect(pod: &TestPod, to: &str) -> std::io::Result<TcpStream> {
     let to: SocketAddr = to.parse().unwrap();
@@ -55,8 +61,7 @@ fn killed_and_started_again_it_serves_whom_it_served() {
 
             told(world, "remove", &["--workload", "default/web-0"]);
             assert_eq!(told(world, "list", &[]), "");
-            let local = connect(&world.a, &out).unwrap().local_addr().unwrap();
-            assert_eq!(local.ip(), world.a.v4);
+            assert!(!leads_to_the_agent(&connect(&world.a, &out).unwrap()));
             drop(agent);
         },
     );
@@ -89,10 +94,9 @@ fn told_to_stop_it_leaves_the_door_shut_and_cleanup_opens_it() {
             assert!(output.status.success());
             let removed = String::from_utf8(output.stdout).unwrap();
             assert!(removed.lines().all(|line| line.starts_with("removed ")));
-            assert_eq!(removed.lines().count(), 14, "{removed}");
+            assert_eq!(removed.lines().count(), 17, "{removed}");
             assert!(!world.bpffs.exists());
-            let local = connect(&world.a, &out).unwrap().local_addr().unwrap();
-            assert_eq!(local.ip(), world.a.v4);
+            assert!(!leads_to_the_agent(&connect(&world.a, &out).unwrap()));
         },
     );
 }
@@ -267,7 +271,65 @@ fn doctor_finds_this_machine_fit() {
         let output = Command::new(BINARY).arg("doctor").output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{text}");
-        assert_eq!(text.lines().count(), 11, "{text}");
+        assert_eq!(text.lines().count(), 14, "{text}");
+    });
+}
+
+/// A kernel that refuses a system call with one argument, as an older one would.
+fn doctor_without(call: i64, argument: u8, value: u64, errno: Errno) -> String {
+    let length = SeccompCmpArgLen::Dword;
+    let condition = SeccompCondition::new(argument, length, SeccompCmpOp::Eq, value).unwrap();
+    let rule = SeccompRule::new(vec![condition]).unwrap();
+    let filter = SeccompFilter::new(
+        BTreeMap::from([(call, vec![rule])]),
+        SeccompAction::Allow,
+        SeccompAction::Errno(errno as u32),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    let filter: BpfProgram = filter.unwrap().try_into().unwrap();
+    let examine = || {
+        // Of this thread and its children.
+        seccompiler::apply_filter(&filter).unwrap();
+        Command::new(BINARY).arg("doctor").output().unwrap()
+    };
+    let output = std::thread::scope(|scope| scope.spawn(examine).join().unwrap());
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn doctor_says_what_the_kernel_lacks() {
+    test("doctor_says_what_the_kernel_lacks", |_| {
+        const SO_NETNS_COOKIE: u64 = 71;
+        const BPF_PROG_LOAD: u64 = 5;
+        let missing = |text: &str| -> Vec<String> {
+            let missing = text
+                .lines()
+                .filter_map(|line| line.strip_prefix("missing  "));
+            missing.map(str::to_owned).collect()
+        };
+        let no_cookies = doctor_without(
+            nix::libc::SYS_getsockopt,
+            2,
+            SO_NETNS_COOKIE,
+            Errno::ENOPROTOOPT,
+        );
+        assert_eq!(
+            missing(&no_cookies),
+            [
+                "network namespace cookies (SO_NETNS_COOKIE, Linux 5.14): Protocol not available \
+              (os error 92): a newer kernel is needed"
+            ]
+        );
+        let no_programs = doctor_without(nix::libc::SYS_bpf, 0, BPF_PROG_LOAD, Errno::EINVAL);
+        let lacking = missing(&no_programs).join("\n");
+        for needs in [
+            "no cgroup_sock_addr (CONFIG_CGROUP_BPF), no sock_ops (CONFIG_CGROUP_BPF), no sk_lookup",
+            "eBPF object: ",
+        ] {
+            assert!(lacking.contains(needs), "{no_programs}");
+        }
+        assert!(!lacking.contains("no hash"), "{no_programs}");
     });
 }
 
@@ -289,10 +351,8 @@ fn a_namespace_that_fails_open_goes_around_an_agent_that_is_away_and_is_counted(
                 eventually(|| ask(world, "list", &[]).status.success());
                 agent
             };
-            let is_redirected = || {
-                let local = connect(&world.a, &there.to_string()).unwrap().local_addr();
-                local.unwrap().ip() == Ipv4Addr::LOCALHOST
-            };
+            let is_redirected =
+                || leads_to_the_agent(&connect(&world.a, &there.to_string()).unwrap());
             let agent = start(&["--fail-open-namespaces", "other,open"]);
             enrol(world, "open/web-0", &world.a);
             assert!(is_redirected(), "while the agent is there");

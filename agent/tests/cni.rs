@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use world::{PATIENCE, TestPod, World, test};
+use world::{PATIENCE, TestPod, World, leads_to_the_agent, test};
 
 /// Where Debian, and where everybody else, has the plugins.
 const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
@@ -236,7 +236,7 @@ fn plugin(command: &str, configuration: &str) -> (bool, Value) {
 
 fn is_redirected(pod: &TestPod, to: SocketAddr) -> bool {
     let stream = pod.run(|| TcpStream::connect_timeout(&to, PATIENCE));
-    stream.unwrap().local_addr().unwrap().ip().is_loopback()
+    leads_to_the_agent(&stream.unwrap())
 }
 
 #[test]

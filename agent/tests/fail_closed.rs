@@ -10,6 +10,7 @@ mod world;
 
 use aya::maps::{Map, MapData, MapError};
 use daemon::{Agent, eventually, log_of};
+use duet_agent::interception::ON_CGROUP;
 use duet_ebpf::{Source, Target, names};
 use load::{Load, StopAtEnd, exchange};
 use nix::sys::signal::{Signal, kill};
@@ -73,7 +74,8 @@ fn watched(scene: &Scene<'_>, what: &str, happens: impl FnOnce(&Load)) -> u64 {
 
 fn is_pinned(world: &World) -> bool {
     duet_agent::bpffs::is_bpffs(&world.bpffs)
-        && fs::read_dir(world.bpffs.join("v1/links")).is_ok_and(|links| links.count() == 5)
+        && fs::read_dir(world.bpffs.join("v1/links"))
+            .is_ok_and(|links| links.count() == ON_CGROUP.len())
 }
 
 /// A client in a process of its own, in a cgroup that is made for it.

@@ -333,7 +333,7 @@ fn what_somebody_has_undone_is_done_again() {
             let entries = directories.map(|one| std::fs::read_dir(one).unwrap().count());
             entries.to_vec()
         };
-        assert_eq!(pins(), [5, 1, 7]);
+        assert_eq!(pins(), [7, 1, 8]);
 
         // Detached, and the pins with it.
         let layout = interception.layout();
@@ -344,14 +344,14 @@ fn what_somebody_has_undone_is_done_again() {
         let netns = Netns::open(&world.a.path).unwrap();
         duet_agent::interception::unpin(&layout.pod(netns.cookie())).unwrap();
         enrolled.pod_mut().steer_again().unwrap();
-        assert_eq!(pins(), [5, 1, 7]);
+        assert_eq!(pins(), [7, 1, 8]);
 
         // Unmounted: all goes on, and is pinned again in a new file system.
         let detach = nix::mount::MntFlags::MNT_DETACH;
         nix::mount::umount2(&world.bpffs, detach).unwrap();
         assert_eq!(world.a.ask(to).unwrap(), to.to_string());
-        assert_eq!(interception.pin_again().unwrap(), 5 + 1 + 7);
-        assert_eq!(pins(), [5, 1, 7]);
+        assert_eq!(interception.pin_again().unwrap(), 7 + 1 + 8);
+        assert_eq!(pins(), [7, 1, 8]);
         assert_eq!(interception.pin_again().unwrap(), 0);
         assert!(!interception.heal().unwrap());
         let error = Interception::start(&world.bpffs, Some(&world.cgroup)).err();
@@ -398,8 +398,8 @@ fn cleanup_leaves_nothing() {
 
         let socket = world.scratch().join("agent.sock");
         let removed = cleanup(&world.bpffs, &socket).unwrap();
-        // Five links, one pod, six maps, the mount.
-        assert_eq!(removed.len(), 5 + 1 + 7 + 1, "{removed:#?}");
+        // Links, one pod, maps, the mount.
+        assert_eq!(removed.len(), 7 + 1 + 8 + 1, "{removed:#?}");
         assert!(!world.bpffs.exists());
         assert_eq!(on_cgroup(world), before);
         assert_eq!(on_netns(&world.a), 0);

@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tokio::io::AsyncReadExt;
-use world::{Outbound, PATIENCE, TestAgent, entries, read_all, test};
+use world::{Outbound, PATIENCE, TestAgent, entries, leads_to_the_agent, read_all, test};
 
 fn mapped(address: SocketAddr) -> SocketAddr {
     let SocketAddr::V4(v4) = address else {
@@ -84,6 +84,76 @@ fn the_application_sees_whom_it_asked_for() {
             .a
             .run(|| TcpStream::connect(mapped(v4)).unwrap().peer_addr());
         assert_eq!(peer.unwrap(), mapped(v4));
+    });
+}
+
+#[test]
+fn the_application_sees_its_own_address() {
+    test("the_application_sees_its_own_address", |world| {
+        let agent = TestAgent::start(world);
+        let _enrolled = agent.enrol(&world.a, Outbound::Report);
+        let v4: SocketAddr = "10.96.0.10:80".parse().unwrap();
+        let v6: SocketAddr = "[fd77::99]:81".parse().unwrap();
+        let local = |to: SocketAddr| {
+            let stream = world.a.run(|| TcpStream::connect(to)).unwrap();
+            assert!(leads_to_the_agent(&stream));
+            stream.local_addr().unwrap()
+        };
+        assert_eq!(local(v4).ip(), world.a.v4);
+        assert_eq!(local(v6).ip(), world.a.v6);
+        let IpAddr::V4(a4) = world.a.v4 else { panic!() };
+        assert_eq!(local(mapped(v4)).ip(), IpAddr::from(a4.to_ipv6_mapped()));
+
+        // The port is the socket's own, and what it has chosen for itself stays.
+        let own = world.a.serve((Ipv4Addr::LOCALHOST, 0));
+        world.a.run(|| {
+            let bound = |ip: Ipv4Addr| {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                socket.bind(&SocketAddr::from((ip, 0)).into()).unwrap();
+                let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+                (socket, SocketAddr::from((ip, port)))
+            };
+            let shown = |socket: &Socket| socket.local_addr().unwrap().as_socket().unwrap();
+            for (ip, to) in [(a4, v4), (Ipv4Addr::LOCALHOST, own)] {
+                let (socket, chosen) = bound(ip);
+                socket.connect(&to.into()).unwrap();
+                assert_eq!(shown(&socket), chosen);
+            }
+            let (socket, chosen) = bound(Ipv4Addr::UNSPECIFIED);
+            assert_eq!(shown(&socket), chosen);
+            socket.connect(&v4.into()).unwrap();
+            assert_eq!(shown(&socket), SocketAddr::from((a4, chosen.port())));
+        });
+    });
+}
+
+/// As happens to a pod whose addresses are given to it while it runs.
+#[test]
+fn an_address_that_changes_is_seen_to_have_changed() {
+    test("an_address_that_changes_is_seen_to_have_changed", |world| {
+        let agent = TestAgent::start(world);
+        let _enrolled = agent.enrol(&world.a, Outbound::Report);
+        let to: SocketAddr = "10.96.0.10:80".parse().unwrap();
+        let local = || {
+            let stream = world.a.run(|| TcpStream::connect(to)).unwrap();
+            stream.local_addr().unwrap().ip()
+        };
+        let becomes = |ip: IpAddr| {
+            let start = std::time::Instant::now();
+            while local() != ip {
+                assert!(start.elapsed() < PATIENCE, "{} instead of {ip}", local());
+            }
+        };
+        assert_eq!(local(), world.a.v4);
+        // No way leads out: any of them will do.
+        let other = Ipv4Addr::new(10, 9, 9, 9).into();
+        world.a.ip(&format!("addr add {other}/32 dev eth0"));
+        becomes(other);
+        world
+            .a
+            .ip(&format!("route add default dev eth0 src {}", world.a.v4));
+        world.a.ip("addr add 10.9.9.10/32 dev eth0");
+        becomes(world.a.v4);
     });
 }
 
@@ -413,15 +483,15 @@ fn the_agents_own_sockets_are_exempt_and_a_mark_is_not_enough() {
             let stream = agent.runtime.block_on(socket.connect(server)).unwrap();
             assert_eq!(stream.peer_addr().unwrap(), server);
             assert_eq!(stream.local_addr().unwrap().ip(), world.a.v4);
+            assert!(!leads_to_the_agent(&stream));
 
             // An application with every capability cannot pretend to be the agent.
-            let local = world.a.run(|| {
+            assert!(world.a.run(|| {
                 let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
                 socket.set_mark(15001).unwrap();
                 socket.connect(&server.into()).unwrap();
-                socket.local_addr().unwrap().as_socket().unwrap()
-            });
-            assert_eq!(local.ip(), IpAddr::from(Ipv4Addr::LOCALHOST));
+                leads_to_the_agent(&socket)
+            }));
         },
     );
 }

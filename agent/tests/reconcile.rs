@@ -13,7 +13,7 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
-use world::{PATIENCE, Process, TestPod, World, test};
+use world::{PATIENCE, Process, TestPod, World, leads_to_the_agent, test};
 
 fn list(world: &World) -> String {
     told(world, "list", &[])
@@ -28,10 +28,9 @@ fn connect(pod: &TestPod, to: SocketAddr) -> std::io::Result<TcpStream> {
     pod.run(|| TcpStream::connect_timeout(&to, PATIENCE))
 }
 
-/// The agent's own view of a connection is that it comes from loopback.
 fn is_redirected(pod: &TestPod, to: SocketAddr) -> bool {
     let stream = connect(pod, to).unwrap();
-    stream.local_addr().unwrap().ip().is_loopback()
+    leads_to_the_agent(&stream)
 }
 
 fn records(world: &World) -> usize {
@@ -60,7 +59,10 @@ fn a_pod_is_enrolled_when_it_comes_and_let_go_when_it_goes() {
             discovery.place("web-0", &uid, &[]);
             let line = "default/web-0\t-\tpending: none of its processes runs here yet\n";
             eventually(|| list(world) == line);
-            assert_eq!(agent.metric("duet_agent_workloads{state=\"pending\"}"), 1.0);
+            assert_eq!(
+                agent.metric("duet_agent_workloads{reason=\"no_process\",state=\"pending\"}"),
+                1.0
+            );
             assert_eq!(agent.ready().0, 200, "one pod is no reason");
             assert!(!is_redirected(&world.a, out));
 
@@ -73,11 +75,13 @@ fn a_pod_is_enrolled_when_it_comes_and_let_go_when_it_goes() {
             assert_eq!(agent.metric(&format!("{gaps}_count")), 1.0);
             assert!(agent.metric(&format!("{gaps}_sum")) < 1.0);
             assert_eq!(
-                agent.metric("duet_agent_workloads{state=\"enrolled\"}"),
+                agent.metric("duet_agent_workloads{reason=\"\",state=\"enrolled\"}"),
                 1.0
             );
             // It is enrolled before those that wait are counted anew.
-            eventually(|| agent.metric("duet_agent_workloads{state=\"pending\"}") == 0.0);
+            eventually(|| {
+                agent.metric("duet_agent_workloads{reason=\"no_process\",state=\"pending\"}") == 0.0
+            });
 
             // Its address becomes known.
             discovery.place("web-0", &uid, &[world.a.v4, world.a.v6]);
@@ -91,7 +95,7 @@ fn a_pod_is_enrolled_when_it_comes_and_let_go_when_it_goes() {
             assert!(!is_redirected(&world.a, out));
             assert_eq!(records(world), 0);
             assert_eq!(
-                agent.metric("duet_agent_workloads{state=\"enrolled\"}"),
+                agent.metric("duet_agent_workloads{reason=\"\",state=\"enrolled\"}"),
                 0.0
             );
             drop(process);
@@ -180,9 +184,7 @@ fn the_next_pod_of_the_name_replaces_the_last() {
         // What is left of the first is nobody's.
         let to = world.b.serve((Ipv4Addr::UNSPECIFIED, 0));
         let to = SocketAddr::new(world.b.v4, to.port());
-        assert!(
-            !connect(&world.a, to).is_ok_and(|one| one.local_addr().unwrap().ip().is_loopback())
-        );
+        assert!(!connect(&world.a, to).is_ok_and(|one| leads_to_the_agent(&one)));
     });
 }
 
@@ -261,7 +263,15 @@ fn a_pod_that_cannot_be_enrolled_is_told_of_and_holds_nobody_up() {
                 "wrong",
                 "failed: its network namespace has 10.77.0.2, fd77::2, and",
             );
-            assert_eq!(agent.metric("duet_agent_workloads{state=\"failed\"}"), 2.0);
+            for (reason, state) in [
+                ("redirection", "failed"),
+                ("host_network", "pending"),
+                ("other_address", "failed"),
+            ] {
+                let labels = format!("{{reason=\"{reason}\",state=\"{state}\"}}");
+                let workloads = agent.metric(&format!("duet_agent_workloads{labels}"));
+                assert_eq!(workloads, 1.0, "{labels}");
+            }
             assert_eq!(records(world), 0);
 
             // A rollout waits a while and then goes on.

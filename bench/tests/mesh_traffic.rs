@@ -13,7 +13,7 @@ use mesh::app::{App, mapped, plain};
 use mesh::http::{Answer, Client, Seen, empty, full, serve_http1, serve_http2};
 use mesh::opaque::{self, read_all};
 use mesh::{Checks, Mesh};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -431,6 +431,12 @@ impl Traffic<'_> {
                 to,
                 "what the client's getpeername says"
             );
+            let own = match to.ip().to_canonical() {
+                IpAddr::V4(_) => self.client.at(0),
+                IpAddr::V6(_) => self.client.at_v6(0),
+            };
+            let local = plain(client.local_addr()?).ip();
+            assert_eq!(local, own.ip(), "what its getsockname says, asked at {to}");
             let peer = plain(server.peer_addr()?).ip();
             let expected = match (self.placement, to.ip().to_canonical().is_ipv4()) {
                 (Placement::None, true) => self.client.at(0).ip(),

@@ -10,6 +10,8 @@ pub mod names {
     pub const CONNECT6: &str = "duet_connect6";
     pub const GETPEERNAME4: &str = "duet_peername4";
     pub const GETPEERNAME6: &str = "duet_peername6";
+    pub const GETSOCKNAME4: &str = "duet_sockname4";
+    pub const GETSOCKNAME6: &str = "duet_sockname6";
     pub const SOCKOPS: &str = "duet_sockops";
     pub const SK_LOOKUP: &str = "duet_sk_lookup";
 
@@ -17,6 +19,8 @@ pub mod names {
     pub const ENROLLED: &str = "ENROLLED";
     /// [`OwnAddress`](crate::OwnAddress) → 1.
     pub const OWN: &str = "OWN";
+    /// [`NetnsCookie`](crate::NetnsCookie) → [`Appearance`](crate::Appearance).
+    pub const APPEARANCE: &str = "APPEARANCE";
     /// [`Source`](crate::Source) → [`Target`](crate::Target).
     pub const TARGETS: &str = "TARGETS";
     /// [`ListenerKey`](crate::ListenerKey) → socket.
@@ -75,6 +79,9 @@ impl Ip {
         }
     }
 
+    /// One that is nobody's: where there is none.
+    pub const NONE: Ip = Ip([0; 4]);
+
     pub const fn octets(&self) -> [u8; 16] {
         let mut out = [0; 16];
         let mut i = 0;
@@ -126,6 +133,15 @@ pub struct Enrolled {
 pub struct OwnAddress {
     pub netns: NetnsCookie,
     pub ip: Ip,
+}
+
+/// The addresses from which an enrolled namespace's connections would come if they were
+/// not redirected; [`Ip::NONE`] in a family that it does not have.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appearance {
+    pub v4: Ip,
+    pub v6: Ip,
 }
 
 /// The client's end of a connection that was redirected: what the agent reads

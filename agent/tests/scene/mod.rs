@@ -69,7 +69,7 @@ impl<'a> Scene<'a> {
 
     /// Whether it is this agent that has all of them.
     pub fn is_served(&self, agent: &Agent) -> bool {
-        agent.metric("duet_agent_workloads{state=\"enrolled\"}") == f64::from(PODS)
+        agent.metric("duet_agent_workloads{reason=\"\",state=\"enrolled\"}") == f64::from(PODS)
             && daemon::try_get(agent.health, "/ready").is_ok_and(|(status, _)| status == 200)
     }
 

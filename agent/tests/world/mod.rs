@@ -14,6 +14,7 @@ use duet_core::{Capture, Direction, Kernel, WorkloadName};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use socket2::SockRef;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -306,6 +307,12 @@ impl TestPod {
         std::thread::scope(|scope| scope.spawn(inside).join().unwrap())
     }
 
+    /// Runs ip(8) on the pod.
+    pub fn ip(&self, arguments: &str) {
+        let name = self.path.file_name().unwrap().to_str().unwrap();
+        ip(&format!("-n {name} {arguments}"));
+    }
+
     /// An application that answers each connection with its own view of it,
     /// "local peer", and then what it is sent.
     pub fn serve(&self, address: impl Into<SocketAddr>) -> SocketAddr {
@@ -334,6 +341,11 @@ impl TestPod {
             read_all(stream)
         })
     }
+}
+
+/// Loopback's packets are longer than any wire's. Its address is not shown.
+pub fn leads_to_the_agent<'s>(stream: impl Into<SockRef<'s>>) -> bool {
+    stream.into().tcp_mss().unwrap() > 16384
 }
 
 pub fn read_all(mut stream: TcpStream) -> std::io::Result<String> {

@@ -5,7 +5,8 @@
 //! the namespace's loopback and lets the socket remember where it was meant to
 //! go. [`publish`] makes that known under the client's address and port, the one
 //! thing the agent sees too, before the handshake's last packet leaves, hence
-//! before the agent can accept. [`peername`] keeps up appearances.
+//! before the agent can accept. [`peername`] and [`sockname`] keep up
+//! appearances.
 //!
 //! A connection *in* meets [`inbound`], which hands it to the agent's listener
 //! without touching an address.
@@ -22,6 +23,7 @@ mod maps;
 mod outbound;
 mod peername;
 mod publish;
+mod sockname;
 mod words;
 
 #[panic_handler]

@@ -6,7 +6,9 @@ use aya_ebpf::btf_maps::{HashMap, SkStorage, SockHash};
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
-use duet_ebpf::{Enrolled, ListenerKey, NetnsCookie, OwnAddress, Redirected, Source, Target};
+use duet_ebpf::{
+    Appearance, Enrolled, ListenerKey, NetnsCookie, OwnAddress, Redirected, Source, Target,
+};
 
 /// Entries are a few hundred bytes or less and allocated as they come.
 const AS_NEEDED: usize = BPF_F_NO_PREALLOC as usize;
@@ -19,6 +21,9 @@ pub static ENROLLED: HashMap<NetnsCookie, Enrolled, PODS, AS_NEEDED> = HashMap::
 
 #[btf_map]
 pub static OWN: HashMap<OwnAddress, u32, { 8 * PODS }, AS_NEEDED> = HashMap::new();
+
+#[btf_map]
+pub static APPEARANCE: HashMap<NetnsCookie, Appearance, PODS, AS_NEEDED> = HashMap::new();
 
 /// Connections that are established and that the agent has not accepted yet; at
 /// most the sum of the listeners' backlogs.
