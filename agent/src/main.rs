@@ -51,7 +51,15 @@ enum Verb {
     Doctor(PlaceArgs),
     /// Print the seccomp profile that the agent's container can do with, for the node's
     /// container runtime.
-    SeccompProfile,
+    SeccompProfile(ProfileArgs),
+}
+
+#[derive(Args)]
+struct ProfileArgs {
+    /// The kubelet's directory of profiles, to put it in as duet-agent-VERSION.json,
+    /// instead of printing it.
+    #[arg(long, value_name = "DIRECTORY")]
+    install: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -237,10 +245,7 @@ fn main() -> ExitCode {
         Verb::Cni => return cni::run(),
         Verb::Cleanup(args) => ("cleanup", clean(args)),
         Verb::Doctor(args) => ("doctor", examine(args)),
-        Verb::SeccompProfile => {
-            println!("{:#}", privilege::profile());
-            return ExitCode::SUCCESS;
-        }
+        Verb::SeccompProfile(args) => ("seccomp-profile", profile(args)),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("duet-agent {verb}: {error}");
@@ -347,6 +352,18 @@ fn clean(args: CleanupArgs) -> Outcome {
 /// The signals that end a process in good order.
 fn ending() -> SigSet {
     SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM])
+}
+
+fn profile(args: ProfileArgs) -> Outcome {
+    match args.install {
+        None => println!("{:#}", privilege::profile()),
+        Some(directory) => {
+            let put = privilege::install_profile(&directory)
+                .map_err(|error| format!("{}: {error}", directory.display()))?;
+            println!("installed {}", put.display());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn examine(args: PlaceArgs) -> Outcome {

@@ -9,6 +9,7 @@
 //! own; made by another process, it would cost a round trip and a passed file on the way
 //! of every connection. `agent/tests/privilege.rs` tells what.
 
+use crate::cni::put::{Stamp, put};
 use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::libc;
@@ -19,6 +20,8 @@ use seccompiler::{
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
 /// One capability that there is no doing without.
 #[derive(Debug)]
@@ -212,6 +215,17 @@ pub fn profile() -> Value {
         "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"],
         "syscalls": std::iter::once(allowed).chain(limited).collect::<Vec<_>>(),
     })
+}
+
+/// Puts it into the kubelet's directory of profiles. Those of other versions stay: their
+/// agents may have to start again.
+pub fn install_profile(directory: &Path) -> io::Result<PathBuf> {
+    let name = concat!("duet-agent-", env!("CARGO_PKG_VERSION"), ".json");
+    let place = directory.join(name);
+    put(&place, Stamp::of(&place)?, 0o644, |file| {
+        writeln!(file, "{:#}", profile())
+    })?;
+    Ok(place)
 }
 
 // === impl Limited ===

@@ -171,6 +171,22 @@ fn the_shipped_seccomp_profile_is_this_agents_and_enough() {
         shipped, printed,
         "duet-agent seccomp-profile > deploy/seccomp/duet-agent.json"
     );
+    let kubelets = tempfile::tempdir().unwrap();
+    let file = concat!("duet-agent-", env!("CARGO_PKG_VERSION"), ".json");
+    // As often as agents start.
+    for _ in 0..2 {
+        let mut install = Command::new(BINARY);
+        install
+            .arg("seccomp-profile")
+            .arg("--install")
+            .arg(kubelets.path());
+        assert!(install.status().unwrap().success());
+        let installed = std::fs::read(kubelets.path().join(file)).unwrap();
+        assert_eq!(
+            shipped,
+            serde_json::from_slice::<Value>(&installed).unwrap()
+        );
+    }
     test(
         "the_shipped_seccomp_profile_is_this_agents_and_enough",
         |world| {

@@ -5,6 +5,7 @@ mod kubectl;
 use kubectl::{IMAGE, Namespace, PATIENCE, cluster, cluster_alone, eventually, said};
 use std::fs;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
@@ -50,7 +51,7 @@ fn behind_the_cni_plugin_it_does_so_in_agent_mode_too() {
     let Some(_cluster) = cluster_alone() else {
         return;
     };
-    let _plugin = CniPlugin::install();
+    let _plugin = Component::install("cni");
     first_acts("agent");
     let enrolled = "duet_agent_cni_requests_total{outcome=\"enrolled\"}";
     assert_eq!(of_agents(enrolled), 10.0);
@@ -101,26 +102,27 @@ fn first_acts(mode: &str) {
     }
 }
 
-/// `deploy/components/cni`, for as long as this lives.
-struct CniPlugin;
+/// One of `deploy/components`, beside both modes, for as long as this lives.
+struct Component;
 
-// === impl CniPlugin ===
+// === impl Component ===
 
-impl CniPlugin {
-    fn install() -> Self {
-        let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("with-cni");
+impl Component {
+    fn install(name: &str) -> Self {
+        let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("with-{name}"));
         fs::create_dir_all(&place).unwrap();
         let place = place.canonicalize().unwrap();
         // Kustomize follows relative paths only.
         let up = "../".repeat(place.components().count() - 1);
         let deploy = Path::new(DEPLOY).canonicalize().unwrap();
         let deploy = format!("{up}{}", deploy.strip_prefix("/").unwrap().display());
-        let text =
-            format!("resources: [{deploy}/overlays/both]\ncomponents: [{deploy}/components/cni]\n");
+        let text = format!(
+            "resources: [{deploy}/overlays/both]\ncomponents: [{deploy}/components/{name}]\n"
+        );
         fs::write(place.join("kustomization.yaml"), text).unwrap();
-        let plugin = Self;
+        let component = Self;
         Self::apply(&place);
-        plugin
+        component
     }
 
     fn apply(overlay: &Path) {
@@ -135,7 +137,7 @@ impl CniPlugin {
     }
 }
 
-impl Drop for CniPlugin {
+impl Drop for Component {
     fn drop(&mut self) {
         Self::apply(&Path::new(DEPLOY).join("overlays/both"));
     }
@@ -522,7 +524,8 @@ fn a_namespace_changes_its_mode_without_a_failed_request() {
     change("sidecar", "to-sidecar", "sidecar sidecar");
 }
 
-/// The DaemonSet's surge starts each new agent beside the old one, which hands over to it.
+/// The DaemonSet's surge starts each new agent beside the old one, which hands over to it:
+/// here to one that the runtime holds to its seccomp profile, and that one back again.
 #[test]
 fn replacing_agents_and_duet_control_under_load_fails_nothing() {
     let Some(_cluster) = cluster_alone() else {
@@ -533,19 +536,39 @@ fn replacing_agents_and_duet_control_under_load_fails_nothing() {
     let url = format!("http://{}/", servers.web());
     let system = |arguments: &[&str]| said(&[&["-n", "duet-system"], arguments].concat());
     observe(&observers("upgrade-from"), &url, "upgrade", &|| {
-        for what in ["daemonset/duet-agent", "deployment/duet-control"] {
-            let (_, of) = what.split_once('/').unwrap();
+        let pods = |of: &str, path: &str| {
             let label = format!("app.kubernetes.io/name={of}");
-            let pods = || system(&["get", "pods", "-l", &label, "-o", "name"]);
-            let before = pods();
-            system(&["rollout", "restart", what]);
-            system(&["rollout", "status", what, "--timeout=180s"]);
+            system(&["get", "pods", "-l", &label, "-o", path])
+        };
+        let replaced = |of: &str, roll: &dyn Fn()| {
+            let before = pods(of, "name");
+            roll();
             // The old ones end when what was open there has, or a minute later.
             eventually("the old ones are gone", PATIENCE, || {
-                let now = pods();
+                let now = pods(of, "name");
                 let mut before = before.split_whitespace();
                 (!before.any(|old| now.contains(old))).then_some(())
             });
-        }
+        };
+        let confined = Mutex::new(None);
+        replaced("duet-agent", &|| {
+            *confined.lock().unwrap() = Some(Component::install("seccomp"));
+        });
+        let profile = concat!("duet-agent-", env!("CARGO_PKG_VERSION"), ".json");
+        let profiles = pods(
+            "duet-agent",
+            "jsonpath={.items[*].spec.containers[*].securityContext.seccompProfile.localhostProfile}",
+        );
+        assert!(profiles.split(' ').all(|one| one == profile), "{profiles}");
+        replaced("duet-agent", &|| drop(confined.lock().unwrap().take()));
+        replaced("duet-control", &|| {
+            system(&["rollout", "restart", "deployment/duet-control"]);
+            system(&[
+                "rollout",
+                "status",
+                "deployment/duet-control",
+                "--timeout=180s",
+            ]);
+        });
     });
 }

@@ -183,6 +183,14 @@ fn everything_has_the_version_of_the_workspace() {
             format!("duet/sidecar:{VERSION}\", init: \"duet/init:{VERSION}\""),
         ),
         ("Containerfile", format!("ARG VERSION={VERSION} ")),
+        (
+            "components/seccomp/kustomization.yaml",
+            format!("image: duet/agent:{VERSION}\n"),
+        ),
+        (
+            "components/seccomp/kustomization.yaml",
+            format!("localhostProfile: duet-agent-{VERSION}.json}}"),
+        ),
     ] {
         let found = fs::read_to_string(repository().join("deploy").join(file)).expect(file);
         assert!(found.contains(&text), "{file} lacks {text}");

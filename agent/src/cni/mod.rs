@@ -14,7 +14,7 @@
 mod admission;
 mod install;
 mod plugin;
-mod put;
+pub(crate) mod put;
 
 pub use admission::{Sandbox, admit};
 pub use install::{Install, Installed, LOOK, unchain, uninstall};
