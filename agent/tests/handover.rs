@@ -92,6 +92,8 @@ fn no_new_connection_fails_through_many_handovers() {
                  {PODS} pods: {served} served, {failed} failed, the slowest took {:?}",
                 load.slowest()
             ));
+            // 500 are asked for; a busy machine may not have that many to spare.
+            assert!(rate > 250.0, "{rate:.0} connections a second are no load");
             agent
         });
         assert_eq!(load.failed(), Vec::<String>::new(), "{}", log_of(world));
