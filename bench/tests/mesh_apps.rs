@@ -186,8 +186,7 @@ impl Apps<'_> {
     /// Not one request may fail, whatever the server closes meanwhile.
     async fn generators(&self) -> Result<()> {
         let _nginx = self.serve_nginx().await?;
-        // Over IPv6 nginx sometimes refuses connections under this load: not understood yet.
-        for address in self.addresses.into_iter().filter(IpAddr::is_ipv4) {
+        for address in self.addresses {
             for (option, port) in [("--no-tls-proto=h2c", NGINX_H2C), ("--h1", NGINX)] {
                 for (path, count) in [("hello", "4000"), ("large", "20")] {
                     // Of an address in IPv6 h2load makes an authority without brackets.

@@ -414,7 +414,19 @@ impl Telemetry<'_> {
                 })
             })
         };
-        let before = carried();
+        let detected = || {
+            ["opaque", "http/1"].map(|protocol| {
+                let labels = [
+                    ("direction", "outbound"),
+                    ("workload", "client"),
+                    ("protocol", protocol),
+                ];
+                let labels = labels.map(|(label, value)| format!("{label}=\"{value}\""));
+                let metric = "duet_detect_duration_seconds_count";
+                self.mesh.count("client", metric, &labels)
+            })
+        };
+        let (before, detected_before) = (carried(), detected());
         let to = self.mesh.app("server").at(OPAQUE);
         let mut stream = self.mesh.app("client").connect(to).await?;
         stream.write_all(b"\x01\x02\x03").await?;
@@ -431,6 +443,7 @@ impl Telemetry<'_> {
         let mut client = Client::http1(self.mesh.app("client"), nowhere).await?;
         let grpc = [("content-type", "application/grpc")];
         let _ = client.send(http::Method::POST, "/", &grpc, empty()).await;
+        ensure!(detected() == detected_before.map(|connections| connections + 1));
 
         let documented = documented()?;
         let mut told = BTreeSet::new();

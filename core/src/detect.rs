@@ -35,6 +35,8 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    pub const ALL: [Self; 3] = [Self::Http1, Self::Http2, Self::Opaque];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Http1 => "http/1",

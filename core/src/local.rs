@@ -363,18 +363,21 @@ impl Local {
         joined.error = relayed.err();
     }
 
-    /// What the client speaks; a time-out is counted.
+    /// What the client speaks. How long that took to find out is counted.
     pub async fn detect(
         &self,
         stream: TcpStream,
         hint: Option<crate::detect::Protocol>,
         direction: Direction,
     ) -> std::io::Result<Detected<TcpStream>> {
+        let began = Instant::now();
         let detected = crate::detect::detect(stream, hint, self.shared.args.detect_timeout).await?;
+        let metrics = &self.shared.metrics;
+        if hint.is_none() {
+            metrics.detected(direction, &self.name, detected.protocol, began.elapsed());
+        }
         if detected.timed_out {
-            self.shared
-                .metrics
-                .detection_timed_out(direction, &self.name);
+            metrics.detection_timed_out(direction, &self.name);
         }
         Ok(detected)
     }

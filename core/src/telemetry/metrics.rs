@@ -6,6 +6,7 @@
 //! counted together as `other`.
 
 use crate::capture::{Direction, WorkloadName};
+use crate::detect::Protocol;
 use crate::identity::Identity;
 use crate::telemetry::labelled::Labelled;
 use dashmap::DashMap;
@@ -31,6 +32,11 @@ const LATENCY_BUCKETS: [f64; 14] = [
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0,
 ];
 
+/// From what a client sends with its handshake to the longest time-out that one would set.
+const DETECT_BUCKETS: [f64; 10] = [
+    0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 1.0, 10.0,
+];
+
 const TRAFFIC: [&str; 5] = ["direction", "namespace", "workload", "peer", "tls"];
 
 pub struct Metrics {
@@ -46,6 +52,7 @@ pub struct Metrics {
     received: IntCounterVec,
     failures: IntCounterVec,
     detect_timeouts: IntCounterVec,
+    detect_duration: HistogramVec,
     decisions: Labelled,
     routed: Labelled,
     retries: Labelled,
@@ -201,6 +208,16 @@ impl Metrics {
             &local,
         );
 
+        let detect_duration = HistogramVec::new(
+            HistogramOpts::new(
+                "duet_detect_duration_seconds",
+                "From a connection's being accepted to its protocol's being known, where nothing but \
+                 its first bytes tells.",
+            )
+            .buckets(DETECT_BUCKETS.to_vec()),
+            &[&local[..], &["protocol"]].concat(),
+        )
+        .expect("static");
         let duration = HistogramVec::new(
             HistogramOpts::new(
                 "duet_http_request_duration_seconds",
@@ -240,8 +257,9 @@ impl Metrics {
         build
             .with_label_values(&[env!("CARGO_PKG_VERSION"), crate::CORE_FINGERPRINT, mode])
             .set(1);
-        let others: [Box<dyn prometheus::core::Collector>; 7] = [
+        let others: [Box<dyn prometheus::core::Collector>; 8] = [
             Box::new(duration.clone()),
+            Box::new(detect_duration.clone()),
             Box::new(active.clone()),
             Box::new(certificate_expiry.clone()),
             Box::new(certify_failures.clone()),
@@ -312,6 +330,7 @@ impl Metrics {
             received,
             failures,
             detect_timeouts,
+            detect_duration,
             certificate_expiry,
             certify_failures,
             workloads,
@@ -389,6 +408,10 @@ impl Metrics {
             let labels = [direction.as_str(), local.namespace(), local.name()];
             let _ = self.detect_timeouts.remove_label_values(&labels);
             let [direction, namespace, workload] = labels;
+            for protocol in Protocol::ALL {
+                let labels = [direction, namespace, workload, protocol.as_str()];
+                let _ = self.detect_duration.remove_label_values(&labels);
+            }
             for why in Failure::ALL {
                 let labels = [direction, namespace, workload, why.as_str()];
                 let _ = self.failures.remove_label_values(&labels);
@@ -409,6 +432,19 @@ impl Metrics {
     pub fn detection_timed_out(&self, direction: Direction, local: &WorkloadName) {
         let labels = [direction.as_str(), local.namespace(), local.name()];
         self.detect_timeouts.with_label_values(&labels).inc();
+    }
+
+    pub fn detected(
+        &self,
+        direction: Direction,
+        local: &WorkloadName,
+        protocol: Protocol,
+        took: Duration,
+    ) {
+        let (namespace, workload) = (local.namespace(), local.name());
+        let labels = [direction.as_str(), namespace, workload, protocol.as_str()];
+        let series = self.detect_duration.with_label_values(&labels);
+        series.observe(took.as_secs_f64());
     }
 
     pub fn routed(&self, local: &WorkloadName, service: &str, route: &str) {
