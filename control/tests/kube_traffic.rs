@@ -2,7 +2,9 @@
 
 mod kubectl;
 
+use gateway_api::apis::standard::grpcroutes::GrpcRoute;
 use gateway_api::apis::standard::httproutes::HttpRoute;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use kubectl::{Load, Namespace, PATIENCE, cluster, eventually, kubectl, said};
 use std::cell::Cell;
@@ -11,6 +13,7 @@ use std::cell::Cell;
 struct Clients {
     namespace: Namespace,
     address: String,
+    protocol: &'static str,
     asked: Cell<u32>,
 }
 
@@ -19,6 +22,7 @@ impl Clients {
         Self {
             namespace: Namespace::new(what, mode),
             address: address.to_owned(),
+            protocol: "http1",
             asked: Cell::new(0),
         }
     }
@@ -28,8 +32,8 @@ impl Clients {
         let name = format!("asks-{}", self.asked.replace(self.asked.get() + 1));
         let url = format!("http://{}{path}", self.address);
         let flags = ["--rate", "50", "--duration", "1s", "--warmup", "0s"];
-        self.namespace
-            .load(&name, &[&["--url", &url], &flags[..]].concat());
+        let what = ["--url", &url, "--protocol", self.protocol];
+        self.namespace.load(&name, &[&what, &flags[..]].concat());
         self.namespace.report(&name, PATIENCE)
     }
 
@@ -160,6 +164,69 @@ spec:
     clients.are_served("/info");
 }
 
+fn grpc_routes(mode: &str) {
+    let servers = Namespace::new("grpc-web", mode);
+    let address = servers.web();
+    let clients = Clients {
+        protocol: "grpc",
+        ..Clients::new("grpc", mode, &address)
+    };
+    clients.are_served("/shop.Cart/Clear");
+    servers.apply(
+        r"
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: { name: web }
+spec:
+  parentRefs: [{ group: '', kind: Service, name: web, port: 80 }]
+  rules:
+    - matches: [{ method: { service: shop.Cart, method: Add } }]
+      backendRefs: [{ name: web, port: 80 }]
+    - matches: [{ method: { service: shop.Stock } }]
+      backendRefs: [{ name: gone, port: 80 }]
+",
+    );
+    // Of the service no other method is spoken of; its backend is missing.
+    clients.all_get("/shop.Cart/Clear", "grpc_status");
+    clients.all_get("/shop.Stock/Get", "grpc_status");
+    clients.are_served("/shop.Cart/Add");
+    servers.said(&["delete", "grpcroute", "web"]);
+    clients.are_served("/shop.Cart/Clear");
+}
+
+/// Beyond it a request waits, and none fails.
+#[test]
+fn a_pods_own_budget_holds_behind_its_agent() {
+    let Some(_cluster) = cluster() else {
+        return;
+    };
+    let servers = Namespace::new("budget-web", "agent");
+    let url = format!("http://{}/", servers.web());
+    let clients = Namespace::new("budget", "agent");
+    let flags = [
+        "--url",
+        &url,
+        "--rate",
+        "50",
+        "--duration",
+        "2s",
+        "--warmup",
+        "0s",
+    ];
+    let ask = |name: &str, annotations: &str| {
+        clients.load_as(name, annotations, &flags);
+        let load = clients.report(name, PATIENCE);
+        load.assert_nothing_failed(name);
+        load.in_time as f64 / load.offered as f64
+    };
+    let [free, held] = [
+        ask("free", ""),
+        ask("held", "duet.dev/budgets: requestsPerSecond=20"),
+    ];
+    assert!(free > 0.9, "{free}");
+    assert!((0.2..0.8).contains(&held), "{held}");
+}
+
 #[test]
 fn policies_hold_with_sidecars() {
     policies("sidecar");
@@ -175,25 +242,26 @@ fn routes_hold_in_either_mode() {
     let Some(_cluster) = cluster() else {
         return;
     };
-    let _definition = Definition::lend();
+    let _definitions = [HttpRoute::crd(), GrpcRoute::crd()].map(Definition::lend);
     std::thread::scope(|scope| {
         for mode in ["sidecar", "agent"] {
-            scope.spawn(|| routes(mode));
+            scope.spawn(|| {
+                routes(mode);
+                grpc_routes(mode);
+            });
         }
     });
 }
 
-/// What an HTTPRoute is, if the cluster does not know, for as long as this is kept.
-struct Definition(bool);
+/// What a route is, if the cluster does not know, for as long as this is kept.
+struct Definition(Option<String>);
 
 impl Definition {
-    const NAME: &str = "httproutes.gateway.networking.k8s.io";
-
-    fn lend() -> Self {
-        if kubectl(&["get", "crd", Self::NAME]).status.success() {
-            return Self(false);
+    fn lend(mut definition: CustomResourceDefinition) -> Self {
+        let name = definition.metadata.name.clone().expect("a name");
+        if kubectl(&["get", "crd", &name]).status.success() {
+            return Self(None);
         }
-        let mut definition = HttpRoute::crd();
         // That group's definitions are approved by those whom the note names.
         let note = ("api-approved.kubernetes.io", "unapproved, for a test");
         definition.metadata.annotations = Some(
@@ -203,19 +271,16 @@ impl Definition {
         );
         let definition = serde_json::to_string(&definition).expect("JSON");
         kubectl::apply(&["apply", "-f", "-"], &definition);
-        said(&[
-            "wait",
-            "--for=condition=Established",
-            &format!("crd/{}", Self::NAME),
-        ]);
-        Self(true)
+        let what = format!("crd/{name}");
+        said(&["wait", "--for=condition=Established", &what]);
+        Self(Some(name))
     }
 }
 
 impl Drop for Definition {
     fn drop(&mut self) {
-        if self.0 {
-            kubectl(&["delete", "crd", Self::NAME]);
+        if let Some(name) = &self.0 {
+            kubectl(&["delete", "crd", name]);
         }
     }
 }

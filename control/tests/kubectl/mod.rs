@@ -27,6 +27,8 @@ pub struct Namespace {
 pub struct Load {
     pub offered: u64,
     pub completed: u64,
+    /// Of those, the ones that were before the time of asking was over.
+    pub in_time: u64,
     pub errors: String,
     kinds: Value,
 }
@@ -243,13 +245,18 @@ spec:
 
     /// A generator that runs once. What takes long on two busy cores has not failed.
     pub fn load(&self, name: &str, flags: &[&str]) {
+        self.load_as(name, "", flags);
+    }
+
+    /// With annotations, in YAML's one-line style.
+    pub fn load_as(&self, name: &str, annotations: &str, flags: &[&str]) {
         let load = ["load", "--timeout", "5s"];
         let flags = serde_json::to_string(&[&load, flags].concat()).expect("strings");
         self.apply(&format!(
             r"
 apiVersion: v1
 kind: Pod
-metadata: {{ name: {name} }}
+metadata: {{ name: {name}, annotations: {{ {annotations} }} }}
 spec:
   restartPolicy: Never
   containers:
@@ -329,6 +336,7 @@ impl Load {
         Self {
             offered: report["offered"].as_u64().expect("a count"),
             completed: report["completed"].as_u64().expect("a count"),
+            in_time: report["completed_in_window"].as_u64().expect("a count"),
             kinds: report["errors"].clone(),
             errors: format!(
                 "{}, {}; it waited {} s for a processor",
