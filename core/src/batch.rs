@@ -6,6 +6,7 @@
 //! ([`Flush`]). And rustls reads at most 4 KiB at once: what a system call brings
 //! beyond that is kept for the next read ([`ReadAhead`]). Idle connections keep nothing.
 
+use crate::relay::Abort;
 use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use std::future::poll_fn;
@@ -14,12 +15,16 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, sleep};
 
 /// What is kept at most before it is written after all.
 const FULL: usize = 64 * 1024;
 /// What an emptied buffer may keep.
 const SPARE: usize = 4 * 1024;
+/// How often it is looked whether the other end takes anything.
+const LOOKS: Duration = Duration::from_secs(60);
 /// Read at once.
 const AHEAD: usize = 32 * 1024;
 
@@ -34,6 +39,8 @@ struct Batch<S> {
     kept: Vec<u8>,
     /// Of `kept`, what has been written.
     written: usize,
+    /// Of all.
+    taken: u64,
     unflushed: bool,
     failed: Option<io::Error>,
 }
@@ -43,6 +50,7 @@ pub fn batched<S>(io: S) -> (Batched<S>, Flush<S>) {
         io,
         kept: Vec::new(),
         written: 0,
+        taken: 0,
         unflushed: false,
         failed: None,
     }));
@@ -57,7 +65,10 @@ impl<S: AsyncWrite + Unpin> Batch<S> {
             let rest = &self.kept[self.written..];
             match ready!(Pin::new(&mut self.io).poll_write(cx, rest))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => self.written += count,
+                count => {
+                    self.written += count;
+                    self.taken += count as u64;
+                }
             }
             self.unflushed = true;
         }
@@ -112,6 +123,32 @@ impl<S: AsyncWrite + Unpin> Flush<S> {
     /// The same until it ends.
     pub async fn drive<F: Future>(&self, mut driven: Pin<&mut F>) -> F::Output {
         poll_fn(|cx| self.poll(cx, |cx| driven.as_mut().poll(cx))).await
+    }
+}
+
+impl<S> Flush<S> {
+    /// Until the other end has for so long taken nothing of what there is for it.
+    pub async fn stuck(&self, patience: Duration) {
+        let look = || {
+            let batch = self.0.lock();
+            (batch.taken, batch.written < batch.kept.len())
+        };
+        let (mut last, mut since) = (0, Instant::now());
+        loop {
+            sleep(LOOKS).await;
+            let (taken, waits) = look();
+            if !waits || taken != last {
+                (last, since) = (taken, Instant::now());
+            } else if since.elapsed() >= patience {
+                return;
+            }
+        }
+    }
+}
+
+impl<S: Abort> Flush<S> {
+    pub fn abort(&self) {
+        self.0.lock().io.abort();
     }
 }
 

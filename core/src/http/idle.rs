@@ -251,6 +251,13 @@ mod tests {
     /// A client's end of a connection that is served: "/word" with a word at once, "/late"
     /// when a minute has passed, "/large" with more than fits, "/echo" with what came.
     fn serving(drain: &CancellationToken) -> (DuplexStream, tokio::task::JoinHandle<()>) {
+        serving_by(Protocol::Http1, drain)
+    }
+
+    fn serving_by(
+        protocol: Protocol,
+        drain: &CancellationToken,
+    ) -> (DuplexStream, tokio::task::JoinHandle<()>) {
         let handle = async |request: Request<Body>| match request.uri().path() {
             "/late" => {
                 sleep(LONG).await;
@@ -267,7 +274,7 @@ mod tests {
         let (near, far) = tokio::io::duplex(4096);
         let drain = drain.clone();
         let served = tokio::spawn(async move {
-            let _ = serve(far, Protocol::Http1, &drain, &Tenant::default(), handle).await;
+            let _ = serve(far, protocol, &drain, &Tenant::default(), handle).await;
         });
         (near, served)
     }
@@ -348,20 +355,29 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_takes_nothing_of_an_answer_is_cut_and_whoever_takes_a_little_is_not() {
-        let asked = b"GET /large HTTP/1.1\r\nhost: shop\r\n\r\n";
-        let drain = CancellationToken::new();
-        let ((mut deaf, cut), (mut slow, served)) = (serving(&drain), serving(&drain));
-        deaf.write_all(asked).await.unwrap();
-        slow.write_all(asked).await.unwrap();
-        let began = Instant::now();
-        while !cut.is_finished() {
-            assert!(began.elapsed() < HEADER_TIMEOUT + LONG, "it is still held");
-            slow.read_exact(&mut [0]).await.unwrap();
-            sleep(LONG).await;
+        let http1 = b"GET /large HTTP/1.1\r\nhost: shop\r\n\r\n";
+        // The preface, settings, and the same in a frame.
+        let http2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\
+            \0\0\x10\x01\x05\0\0\0\x01\x82\x86\x44\x06/large\x41\x04shop";
+        for (protocol, asked) in [(Protocol::Http1, &http1[..]), (Protocol::Http2, http2)] {
+            let drain = CancellationToken::new();
+            let [(mut deaf, cut), (mut slow, served)] =
+                [(); 2].map(|()| serving_by(protocol, &drain));
+            deaf.write_all(asked).await.unwrap();
+            slow.write_all(asked).await.unwrap();
+            let began = Instant::now();
+            while !cut.is_finished() {
+                assert!(
+                    began.elapsed() < HEADER_TIMEOUT + 2 * LONG,
+                    "it is still held"
+                );
+                slow.read_exact(&mut [0]).await.unwrap();
+                sleep(LONG).await;
+            }
+            assert!(began.elapsed() >= HEADER_TIMEOUT, "{protocol:?}");
+            assert!(!served.is_finished());
+            read_until(&mut slow, b"xxxx").await;
         }
-        assert!(began.elapsed() >= HEADER_TIMEOUT);
-        assert!(!served.is_finished());
-        read_until(&mut slow, b"xxxx").await;
     }
 
     /// A head that has begun may be finished, and is not waited for.

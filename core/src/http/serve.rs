@@ -89,6 +89,10 @@ where
         // First: one that has only just begun is not idle, it has asked already.
         biased;
         ended = flush.drive(connection.as_mut()) => ended,
+        () = flush.stuck(HEADER_TIMEOUT) => {
+            flush.abort();
+            Ok(())
+        }
         () = drain.cancelled() => {
             connection.as_mut().graceful_shutdown();
             flush.drive(connection).await
