@@ -74,14 +74,24 @@ impl Attendant {
 
     pub(super) fn pause(&self, container: &str, over: bool) -> Result<u64, String> {
         let pid = self.proxying_process(container)?;
+        self.stop(pid, over)
+            .map_err(|error| format!("container {container}: {error}"))
+    }
+
+    pub(super) fn stop(&self, pid: u32, over: bool) -> Result<u64, String> {
         let signal = if over {
             Signal::SIGCONT
         } else {
             Signal::SIGSTOP
         };
+        let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = monotonic_ns();
-        kill(Pid::from_raw(pid as i32), signal)
-            .map_err(|error| format!("{signal} to container {container}: {error}"))?;
+        kill(Pid::from_raw(pid as i32), signal).map_err(|error| format!("{signal}: {error}"))?;
+        if over {
+            stopped.remove(&pid);
+        } else {
+            stopped.insert(pid);
+        }
         Ok(sent)
     }
 

@@ -30,7 +30,7 @@ use clap::Args;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -64,6 +64,8 @@ struct Attendant {
     /// Process of each generator, by the question that began it.
     generators: Mutex<HashMap<u64, u32>>,
     deaths: Mutex<HashMap<u64, Arc<Death>>>,
+    /// Processes that are to go on when nobody asks any more.
+    stopped: Mutex<HashSet<u32>>,
     captures: Mutex<HashMap<u64, WireCapture>>,
     bpf_stats: Mutex<Option<BpfStats>>,
 }
@@ -75,6 +77,7 @@ pub fn run(args: AttendArgs) -> Result<(), String> {
         bpffs: args.bpffs,
         generators: Mutex::default(),
         deaths: Mutex::default(),
+        stopped: Mutex::default(),
         captures: Mutex::default(),
         bpf_stats: Mutex::default(),
     });
@@ -273,9 +276,53 @@ impl Attendant {
         for pid in generators.values() {
             let _ = kill(Pid::from_raw(*pid as i32), Signal::SIGKILL);
         }
+        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        for pid in stopped.iter() {
+            let _ = kill(Pid::from_raw(*pid as i32), Signal::SIGCONT);
+        }
     }
 }
 
 fn json(value: impl Serialize) -> Result<serde_json::Value, String> {
     serde_json::to_value(value).map_err(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn what_it_stopped_goes_on_when_nobody_asks_any_more() {
+        let attendant = Attendant {
+            containers: Err("none here".to_owned()),
+            bpffs: PathBuf::new(),
+            generators: Mutex::default(),
+            deaths: Mutex::default(),
+            stopped: Mutex::default(),
+            captures: Mutex::default(),
+            bpf_stats: Mutex::default(),
+        };
+        // It would go on for longer than the test does.
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_raw(child.id() as i32);
+        let state = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            stat.split(") ").nth(1).unwrap().chars().next().unwrap()
+        };
+        let becomes = |stopped: bool| {
+            let mut looks = 0;
+            while (state() == 'T') != stopped {
+                looks += 1;
+                assert!(looks < 500, "it is in state {}", state());
+                thread::sleep(Duration::from_millis(10));
+            }
+        };
+        attendant.stop(child.id(), false).unwrap();
+        becomes(true);
+        attendant.dismiss();
+        becomes(false);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }
