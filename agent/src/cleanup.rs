@@ -1,7 +1,7 @@
 //! Every trace of an agent in the kernel and on disk, removed.
 
 use crate::bpffs::{self, BpffsError};
-use crate::{api, interception};
+use crate::{api, interception, privilege};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -60,6 +60,23 @@ pub fn cleanup(bpffs: &Path, socket: &Path) -> Result<Vec<String>, CleanupError>
     })?;
     if stale {
         removed.push(format!("socket {}", socket.display()));
+    }
+    Ok(removed)
+}
+
+/// Removes what agents of any version have put into the kubelet's directory of profiles.
+pub fn remove_profiles(directory: &Path) -> Result<Vec<String>, CleanupError> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |error| CleanupError::Remove { path, error }
+    };
+    let mut removed = Vec::new();
+    for path in entries(directory).map_err(at(directory))? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(privilege::PROFILE) && name.ends_with(".json") {
+            fs::remove_file(&path).map_err(at(&path))?;
+            removed.push(format!("seccomp profile {}", path.display()));
+        }
     }
     Ok(removed)
 }

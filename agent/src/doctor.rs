@@ -96,8 +96,8 @@ fn kinds() -> Result<(), String> {
             ProgramType::CgroupSockAddr,
             "cgroup_sock_addr (CONFIG_CGROUP_BPF)",
         ),
-        (ProgramType::SockOps, "sock_ops (CONFIG_CGROUP_BPF)"),
-        (ProgramType::SkLookup, "sk_lookup (CONFIG_NET, Linux 5.9)"),
+        (ProgramType::SockOps, "sock_ops (CONFIG_INET)"),
+        (ProgramType::SkLookup, "sk_lookup (CONFIG_INET, Linux 5.9)"),
     ];
     let programs = programs.map(|(kind, what)| {
         let supported = is_program_supported(kind).map_err(|error| one_line(&error));
@@ -105,7 +105,7 @@ fn kinds() -> Result<(), String> {
     });
     let maps = [
         (MapType::Hash, "hash (CONFIG_BPF_SYSCALL)"),
-        (MapType::SockHash, "sockhash (CONFIG_BPF_STREAM_PARSER)"),
+        (MapType::SockHash, "sockhash (CONFIG_INET)"),
         (
             MapType::SkStorage,
             "sk_storage (CONFIG_BPF_SYSCALL, Linux 5.2)",
@@ -142,8 +142,8 @@ fn needs(program: &str) -> &'static str {
         names::GETPEERNAME4 | names::GETPEERNAME6 | names::GETSOCKNAME4 | names::GETSOCKNAME6 => {
             "CONFIG_CGROUP_BPF, Linux 5.8"
         }
-        names::SOCKOPS => "CONFIG_CGROUP_BPF; socket storage in sockops, Linux 5.8",
-        names::SK_LOOKUP => "CONFIG_BPF_STREAM_PARSER for SOCKHASH, Linux 5.9",
+        names::SOCKOPS => "CONFIG_CGROUP_BPF to attach it; socket storage in sockops, Linux 5.8",
+        names::SK_LOOKUP => "CONFIG_INET, Linux 5.9",
         _ => "Linux 5.9",
     }
 }

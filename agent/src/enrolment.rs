@@ -83,6 +83,8 @@ struct Members {
     present: BTreeMap<WorkloadName, Member>,
     /// Enrolled by an earlier agent and not taken up yet: refused connections.
     missing: BTreeMap<WorkloadName, Missing>,
+    /// Pods that were deleted while processes of them run, by UID: refused connections.
+    leaving: BTreeMap<String, Missing>,
     /// Given to this agent by discovery and not enrolled yet.
     awaited: Awaited,
     /// Listeners of an earlier process, of those that are missing still.
@@ -228,7 +230,8 @@ impl Enrolment {
             self.expel(&mut members, &name).await;
         }
         let ready = self.ready_guard(&name);
-        self.admit(&mut members, netns, name, None, Some(ready))?;
+        let record = Record::by_hand(&netns, name);
+        self.admit(&mut members, netns, record, Some(ready))?;
         Ok(())
     }
 
@@ -242,8 +245,7 @@ impl Enrolment {
     ) -> Result<bool, EnrolmentError> {
         let mut members = self.holding().await?;
         check(&netns)?;
-        let uid = Some(pod.uid.clone());
-        let record = Record::of(&netns, pod.name.clone(), uid.clone());
+        let record = Record::of_pod(&netns, pod);
         if !members.owner(netns.cookie(), &pod.name, netns.path())? {
             self.expel(&mut members, &pod.name).await;
         } else if let Some(member) = members.present.get_mut(&pod.name) {
@@ -252,7 +254,7 @@ impl Enrolment {
             return Ok(false);
         }
         let new = !self.interception.maps().is_enrolled(netns.cookie());
-        self.admit(&mut members, netns, pod.name.clone(), uid, ready)?;
+        self.admit(&mut members, netns, record, ready)?;
         Ok(new)
     }
 
@@ -268,14 +270,20 @@ impl Enrolment {
     }
 
     /// Lets go of the pods that discovery no longer gives to this agent, by their
-    /// UIDs. Returns those of `placed` that are not enrolled, or may have got
-    /// another namespace since.
+    /// UIDs; of those that were deleted when their last process has ended ([`Self::left`]).
+    /// Returns those of `placed` that are not enrolled, or may have got another namespace
+    /// since.
     pub async fn settle(&self, placed: &BTreeMap<WorkloadName, Placed>) -> Vec<Placed> {
         let Ok(mut members) = self.holding().await else {
             return Vec::new();
         };
         for (name, uid) in members.pods() {
-            if placed.get(&name).is_none_or(|pod| pod.uid != uid) {
+            if placed.get(&name).is_some_and(|pod| pod.uid == uid) {
+                continue;
+            }
+            if members.is_stamped(&name) {
+                self.shut(&mut members, &name).await;
+            } else {
                 self.expel(&mut members, &name).await;
             }
         }
@@ -287,6 +295,24 @@ impl Enrolment {
         };
         let unsettled = placed.values().filter(|pod| !is_settled(pod));
         unsettled.cloned().collect()
+    }
+
+    /// The UIDs of pods that were deleted, and have not been told to have left.
+    pub async fn leaving(&self) -> Vec<String> {
+        let members = self.members.lock().await;
+        members.leaving.keys().cloned().collect()
+    }
+
+    /// No process of a deleted pod runs any more.
+    pub async fn left(&self, uid: &str) {
+        let Ok(mut members) = self.holding().await else {
+            return;
+        };
+        if let Some(left) = members.leaving.remove(uid) {
+            pod::forget(&self.interception, left.netns);
+            tracing::info!(workload = %left.record.workload, uid, "removed");
+            self.count(&members);
+        }
     }
 
     /// Says of each pod that is not enrolled yet, why.
@@ -319,7 +345,8 @@ impl Enrolment {
             state: State::Enrolled,
             why: None,
         });
-        let missing = members.missing.values().map(|missing| Listed {
+        let missing = members.missing.values().chain(members.leaving.values());
+        let missing = missing.map(|missing| Listed {
             workload: missing.record.workload.to_string(),
             netns: Some(missing.record.path.clone()),
             state: State::Refused,
@@ -345,8 +372,7 @@ impl Enrolment {
         &self,
         members: &mut MutexGuard<'_, Members>,
         netns: Netns,
-        name: WorkloadName,
-        uid: Option<String>,
+        record: Record,
         ready: Option<ReadyGuard>,
     ) -> Result<(), PodError> {
         // Nothing runs in it before the programs are where they have to be.
@@ -354,7 +380,7 @@ impl Enrolment {
             self.interception.heal()?;
         }
         let path = netns.path().display().to_string();
-        let record = Record::of(&netns, name.clone(), uid);
+        let name = record.workload.clone();
         let cookie = netns.cookie();
         // Connections wait in them, so they are kept if this fails, for the next attempt.
         let inherited = members.inherited.get(&cookie);
@@ -369,6 +395,7 @@ impl Enrolment {
         let uid = record.uid.as_deref().unwrap_or_default();
         tracing::info!(workload = %name, uid, netns = path, "enrolled");
         members.missing.remove(&name);
+        members.leaving.remove(uid);
         members.awaited.remove(&name);
         let member = Member {
             pod,
@@ -428,6 +455,43 @@ impl Enrolment {
         known
     }
 
+    /// Ends what a deleted pod has here. What still runs in it is redirected as before, to
+    /// where nobody listens.
+    async fn shut(&self, members: &mut MutexGuard<'_, Members>, name: &WorkloadName) {
+        if let Some(missing) = members.missing.remove(name) {
+            self.leave(members, missing.netns, missing.record);
+        }
+        if let Some(Member {
+            pod,
+            workload,
+            record,
+            ..
+        }) = members.present.remove(name)
+        {
+            let netns = pod.netns().cookie();
+            drop(pod);
+            workload.remove().await;
+            self.leave(members, netns, record);
+        }
+        self.count(members);
+    }
+
+    fn leave(&self, members: &mut MutexGuard<'_, Members>, netns: NetnsCookie, record: Record) {
+        members.close(netns);
+        let Some(uid) = record.uid.clone() else {
+            return pod::forget(&self.interception, netns);
+        };
+        let name = &record.workload;
+        self.forget_targets(name, netns);
+        if let Err(error) = self.interception.maps().set_open(netns, false) {
+            tracing::error!(workload = %name, %error, "it may go around the mesh");
+        }
+        tracing::info!(workload = %name, uid, "deleted: refused for as long as it runs");
+        let why = "it was deleted, and processes of it still run".to_owned();
+        let leaving = Missing { netns, record, why };
+        members.leaving.insert(uid, leaving);
+    }
+
     /// Nobody listens there any more.
     fn forget_targets(&self, name: &WorkloadName, netns: NetnsCookie) {
         if let Err(error) = self.interception.maps().forget_targets(netns) {
@@ -442,6 +506,7 @@ impl Enrolment {
         };
         set(State::Enrolled, "", members.present.len());
         set(State::Refused, "", members.missing.len());
+        set(State::Refused, "deleted", members.leaving.len());
         for reason in Reason::ALL {
             let awaited = members.awaited.values();
             let count = awaited.filter(|(why, _)| *why == reason).count();
@@ -586,6 +651,11 @@ impl Members {
             .find(|record| record.workload == *name)?
             .uid
             .as_ref()
+    }
+
+    fn is_stamped(&self, name: &WorkloadName) -> bool {
+        self.records()
+            .any(|record| record.workload == *name && record.stamped)
     }
 
     /// What discovery gave to this agent, or to an earlier one.

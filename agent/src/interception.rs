@@ -492,9 +492,12 @@ where
     program.try_into().map_err(loading)
 }
 
+/// A program, and whether it could be loaded.
+pub type Rehearsed = (&'static str, Result<(), ProgramError>);
+
 /// Loads every program, the verifier's examination included, and attaches none.
 /// Says which could not be.
-pub fn rehearse() -> Result<Vec<(&'static str, Result<(), ProgramError>)>, EbpfError> {
+pub fn rehearse() -> Result<Vec<Rehearsed>, EbpfError> {
     let mut object = EbpfLoader::new().load(OBJECT)?;
     let on_cgroup = ON_CGROUP.into_iter().map(|(name, _)| name);
     let outcomes = on_cgroup

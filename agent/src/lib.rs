@@ -24,6 +24,7 @@ pub mod passing;
 pub mod pod;
 pub mod privilege;
 pub mod programs;
+mod put;
 pub mod reconcile;
 pub mod record;
 pub mod report;

@@ -217,6 +217,10 @@ struct CleanupArgs {
     #[command(flatten)]
     cni: CniArgs,
 
+    /// The kubelet's directory of profiles, to remove from it what agents have installed.
+    #[arg(long, env = "DUET_SECCOMP_DIR", value_name = "DIRECTORY")]
+    seccomp_dir: Option<PathBuf>,
+
     /// Then wait for SIGTERM, as a DaemonSet's pod has to.
     #[arg(long)]
     stay: bool,
@@ -335,6 +339,9 @@ fn clean(args: CleanupArgs) -> Outcome {
     let plugin = plugin.map(|(configurations, programs)| uninstall(&configurations, &programs));
     let mut removed = plugin.transpose()?.unwrap_or_default();
     removed.extend(cleanup::cleanup(&args.place.bpffs, &args.socket.socket)?);
+    if let Some(directory) = &args.seccomp_dir {
+        removed.extend(cleanup::remove_profiles(directory)?);
+    }
     if removed.is_empty() {
         println!("nothing to remove");
     }

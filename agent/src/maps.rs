@@ -7,6 +7,7 @@ use duet_ebpf::{
     Appearance, Enrolled, ListenerKey, NetnsCookie, OwnAddress, Redirected, Source, Target, names,
 };
 use parking_lot::Mutex;
+use std::collections::HashSet;
 use std::io;
 use std::mem::size_of;
 use std::net::{IpAddr, SocketAddr};
@@ -178,8 +179,21 @@ impl Maps {
         Ok(self.appearance.lock().insert(netns, Plain(as_), 0)?)
     }
 
+    /// The same of one that has not gone meanwhile.
+    pub fn reappear(&self, netns: NetnsCookie, as_: Appearance) -> Result<(), MapsError> {
+        const BPF_EXIST: u64 = 2;
+        gone_is_fine(self.appearance.lock().insert(netns, Plain(as_), BPF_EXIST))
+    }
+
     pub fn disappear(&self, netns: NetnsCookie) -> Result<(), MapsError> {
         gone_is_fine(self.appearance.lock().remove(&netns))
+    }
+
+    /// Namespaces of which there is anything, enrolled or not.
+    pub fn traces(&self) -> HashSet<NetnsCookie> {
+        let (own, appearance) = (self.own.lock(), self.appearance.lock());
+        let own = own.keys().flatten().map(|key| key.0.netns);
+        own.chain(appearance.keys().flatten()).collect()
     }
 
     pub fn listen(&self, key: ListenerKey, socket: &impl AsRawFd) -> Result<(), MapsError> {

@@ -93,7 +93,8 @@ impl Pod {
         })?;
         let changes = address_changes(&netns).map_err(addresses)?;
         let enrolled = (|| {
-            refresh_addresses(interception, &netns).map_err(addresses)?;
+            let own = refresh_own(interception, &netns).map_err(addresses)?;
+            maps.appear(netns.cookie(), appearance(&netns, &own))?;
             for (port, listeners) in [(INBOUND_PORT, &capture.inbound), (MESH_PORT, &capture.mesh)]
             {
                 for listener in listeners {
@@ -305,11 +306,15 @@ fn bound(netns: &Netns, address: SocketAddr) -> Result<TcpListener, PodError> {
     })
 }
 
-/// A socket that can be read from when the namespace's addresses change. It is a
+/// A socket that can be read from when the namespace's addresses or routes change. It is a
 /// netlink socket: as far as reading goes, they are like Unix datagram sockets.
 fn address_changes(netns: &Netns) -> io::Result<UnixDatagram> {
     const RTMGRP_IPV4_IFADDR: u32 = 0x10;
     const RTMGRP_IPV6_IFADDR: u32 = 0x100;
+    const RTMGRP_IPV4_ROUTE: u32 = 0x40;
+    const RTMGRP_IPV6_ROUTE: u32 = 0x400;
+    const GROUPS: u32 =
+        RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE;
     let open = || -> io::Result<OwnedFd> {
         let socket = socket(
             AddressFamily::Netlink,
@@ -317,7 +322,7 @@ fn address_changes(netns: &Netns) -> io::Result<UnixDatagram> {
             SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
             SockProtocol::NetlinkRoute,
         )?;
-        let groups = NetlinkAddr::new(0, RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR);
+        let groups = NetlinkAddr::new(0, GROUPS);
         bind(socket.as_raw_fd(), &groups)?;
         Ok(socket)
     };
@@ -343,17 +348,21 @@ async fn watch_addresses(
             }
         }
         while changes.try_recv(&mut buffer).is_ok() {}
-        if let Err(error) = refresh_addresses(&interception, &netns) {
+        let refreshed = refresh_own(&interception, &netns).and_then(|own| {
+            let appearance = appearance(&netns, &own);
+            let maps = interception.maps();
+            maps.reappear(netns.cookie(), appearance)
+                .map_err(io::Error::other)
+        });
+        if let Err(error) = refreshed {
             tracing::error!(netns = %path, %error, "reading its addresses");
         }
     }
 }
 
-fn refresh_addresses(interception: &Interception, netns: &Netns) -> io::Result<()> {
+fn refresh_own(interception: &Interception, netns: &Netns) -> io::Result<HashSet<IpAddr>> {
     let wanted = netns.addresses()?;
     let maps = interception.maps();
-    maps.appear(netns.cookie(), appearance(netns, &wanted))
-        .map_err(io::Error::other)?;
     let known: HashSet<IpAddr> = maps.own(netns.cookie()).into_iter().collect();
     for &ip in wanted.difference(&known) {
         maps.add_own(netns.cookie(), ip).map_err(io::Error::other)?;
@@ -362,11 +371,11 @@ fn refresh_addresses(interception: &Interception, netns: &Netns) -> io::Result<(
         maps.remove_own(netns.cookie(), ip)
             .map_err(io::Error::other)?;
     }
-    Ok(())
+    Ok(wanted)
 }
 
-/// Which of `own` the kernel would choose for most of what is outside. Without a way out
-/// it is any that is not for its link alone.
+/// Which of `own` its default routes lead out from; without one, the lowest. None is for
+/// its link alone.
 fn appearance(netns: &Netns, own: &HashSet<IpAddr>) -> Appearance {
     // For documentation (RFC 5737, RFC 3849): nobody has a way there but the default one.
     let v4 = Ipv4Addr::new(192, 0, 2, 1).into();
@@ -376,10 +385,11 @@ fn appearance(netns: &Netns, own: &HashSet<IpAddr>) -> Appearance {
         IpAddr::V6(ip) => !ip.is_unicast_link_local(),
     };
     let [v4, v6] = [v4, v6].map(|there: IpAddr| {
-        let chosen = netns.source_towards(there).filter(|ip| own.contains(ip));
+        let chosen = netns.source_towards(there);
+        let chosen = chosen.filter(|ip| own.contains(ip) && is_wide(ip));
         let of_family = |ip: &&IpAddr| ip.is_ipv4() == there.is_ipv4() && is_wide(ip);
-        let any = || own.iter().filter(of_family).min().copied();
-        chosen.or_else(any).map_or(Ip::NONE, Ip::from)
+        let lowest = || own.iter().filter(of_family).min().copied();
+        chosen.or_else(lowest).map_or(Ip::NONE, Ip::from)
     });
     Appearance { v4, v6 }
 }

@@ -9,7 +9,7 @@
 //! own; made by another process, it would cost a round trip and a passed file on the way
 //! of every connection. `agent/tests/privilege.rs` tells what.
 
-use crate::cni::put::{Stamp, put};
+use crate::put::{Stamp, put};
 use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::libc;
@@ -217,11 +217,13 @@ pub fn profile() -> Value {
     })
 }
 
+/// How the names of their files begin, before the version.
+pub const PROFILE: &str = "duet-agent-";
+
 /// Puts it into the kubelet's directory of profiles. Those of other versions stay: their
 /// agents may have to start again.
 pub fn install_profile(directory: &Path) -> io::Result<PathBuf> {
-    let name = concat!("duet-agent-", env!("CARGO_PKG_VERSION"), ".json");
-    let place = directory.join(name);
+    let place = directory.join(format!("{PROFILE}{}.json", env!("CARGO_PKG_VERSION")));
     put(&place, Stamp::of(&place)?, 0o644, |file| {
         writeln!(file, "{:#}", profile())
     })?;

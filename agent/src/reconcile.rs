@@ -16,7 +16,7 @@
 //! What is left over is in `duet_agent_workloads`. But an agent that cannot look for
 //! pods at all, for want of a capability, is unready: let it be the last of its kind.
 
-use crate::enrolment::{Awaited, Enrolment, Reason, SWEEP, Standing, State};
+use crate::enrolment::{Awaited, Enrolment, EnrolmentError, Reason, SWEEP, Standing, State};
 use crate::report::{Report, Reports};
 use crate::sandbox::{self, Sandbox, Unfound};
 use duet_core::{Placed, Proxy, ReadyGuard, WorkloadName};
@@ -170,6 +170,7 @@ impl Reconciler {
             .collect();
         let unsettled = self.enrolment.settle(&placed).await;
         self.note(unsettled);
+        self.see_off().await;
         self.look_for_due().await;
         let waited_for = self.tell(&placed).await;
         self.begin(&waited_for);
@@ -177,6 +178,23 @@ impl Reconciler {
         let due = self.pending.values().map(|one| one.due);
         let sweep = Instant::now() + SWEEP;
         due.fold(sweep, Instant::min)
+    }
+
+    /// Forgets the pods that were deleted and of which nothing runs any more.
+    async fn see_off(&self) {
+        let leaving = self.enrolment.leaving().await;
+        if leaving.is_empty() {
+            return;
+        }
+        let uids = leaving.clone();
+        let look = move || sandbox::processes(uids.iter().map(String::as_str));
+        // Whoever cannot be looked for is taken to run.
+        let Ok(Ok(running)) = tokio::task::spawn_blocking(look).await else {
+            return;
+        };
+        for uid in leaving.iter().filter(|uid| !running.contains_key(*uid)) {
+            self.enrolment.left(uid).await;
+        }
     }
 
     /// Takes notice of what is not as it should be.
@@ -263,8 +281,14 @@ impl Reconciler {
                     self.measure(pod, started);
                 }
             }
+            // Whoever takes over says how it stands.
+            Err(EnrolmentError::HandingOver) => {
+                if let Some(pending) = self.pending.get_mut(&pod.name) {
+                    pending.due = Instant::now() + SWEEP;
+                }
+            }
             Err(error) => {
-                self.put_off(pod, Reason::Redirection, error.to_string())
+                self.put_off(pod, Reason::from(&error), error.to_string())
                     .await
             }
         }

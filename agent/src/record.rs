@@ -2,15 +2,18 @@
 //! next agent has to go by.
 //!
 //! `duet_ebpf::Enrolled` has two texts that end with NUL. A pod's UID stands behind
-//! the path's, where an agent that does not know of it does not look.
+//! the path's, and behind that, whether it is stamped, where an agent that does not know
+//! of it does not look.
 
 use crate::netns::{FileId, Netns};
 use crate::pod::PodError;
-use duet_core::WorkloadName;
+use duet_core::{Placed, WorkloadName};
 use duet_ebpf::Enrolled;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+const STAMPED: &[u8] = b"stamped";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -18,6 +21,8 @@ pub struct Record {
     /// The pod's, if discovery gave it to this node's agent; of a namespace that was
     /// enrolled by hand there is none.
     pub uid: Option<String>,
+    /// It is the node's agent's for as long as it runs.
+    pub stamped: bool,
     /// Where the namespace was found.
     pub path: PathBuf,
     /// What the path led to.
@@ -27,12 +32,32 @@ pub struct Record {
 // === impl Record ===
 
 impl Record {
-    pub fn of(netns: &Netns, workload: WorkloadName, uid: Option<String>) -> Self {
+    /// Of a namespace that was enrolled by hand.
+    pub fn by_hand(netns: &Netns, workload: WorkloadName) -> Self {
         Self {
             workload,
-            uid,
+            uid: None,
+            stamped: false,
             path: netns.path().to_owned(),
             file_id: netns.file_id(),
+        }
+    }
+
+    pub fn of_pod(netns: &Netns, pod: &Placed) -> Self {
+        Self {
+            uid: Some(pod.uid.clone()),
+            stamped: pod.stamped,
+            ..Self::by_hand(netns, pod.name.clone())
+        }
+    }
+
+    /// The same, where the namespace was found now.
+    pub fn found_at(self, netns: &Netns) -> Self {
+        let place = Self::by_hand(netns, self.workload);
+        Self {
+            uid: self.uid,
+            stamped: self.stamped,
+            ..place
         }
     }
 
@@ -50,7 +75,11 @@ impl Record {
         let path = self.path.as_os_str().as_bytes();
         put(&mut entry.path, path, "the namespace's path")?;
         if let Some(uid) = &self.uid {
-            put(&mut entry.path[path.len() + 1..], uid.as_bytes(), "the UID")?;
+            let rest = &mut entry.path[path.len() + 1..];
+            put(rest, uid.as_bytes(), "the UID")?;
+            if self.stamped {
+                put(&mut rest[uid.len() + 1..], STAMPED, "the stamp")?;
+            }
         }
         Ok(entry)
     }
@@ -67,6 +96,7 @@ impl Record {
                 [] => None,
                 uid => Some(text(uid)?),
             },
+            stamped: place.next() == Some(STAMPED),
             file_id: FileId {
                 device: entry.device,
                 inode: entry.inode,
@@ -97,6 +127,7 @@ mod tests {
         Record {
             workload: WorkloadName::new("default", "web-0"),
             uid: uid.map(str::to_owned),
+            stamped: false,
             path: path.into(),
             file_id: FileId {
                 device: 4,
@@ -108,8 +139,12 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         for uid in [None, Some("1640a224-79e9-41aa-a24d-6c6c89a1d474")] {
-            let written = record(uid, "/proc/228/ns/net");
-            assert_eq!(Record::read(&written.write().unwrap()), Some(written));
+            let mut written = record(uid, "/proc/228/ns/net");
+            for stamped in [false, uid.is_some()] {
+                written.stamped = stamped;
+                let read = Record::read(&written.write().unwrap());
+                assert_eq!(read.as_ref(), Some(&written));
+            }
         }
     }
 

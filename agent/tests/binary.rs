@@ -324,7 +324,7 @@ fn doctor_says_what_the_kernel_lacks() {
         let no_programs = doctor_without(nix::libc::SYS_bpf, 0, BPF_PROG_LOAD, Errno::EINVAL);
         let lacking = missing(&no_programs).join("\n");
         for needs in [
-            "no cgroup_sock_addr (CONFIG_CGROUP_BPF), no sock_ops (CONFIG_CGROUP_BPF), no sk_lookup",
+            "no cgroup_sock_addr (CONFIG_CGROUP_BPF), no sock_ops (CONFIG_INET), no sk_lookup",
             "eBPF object: ",
         ] {
             assert!(lacking.contains(needs), "{no_programs}");

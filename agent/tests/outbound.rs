@@ -119,10 +119,13 @@ fn the_application_sees_its_own_address() {
                 socket.connect(&to.into()).unwrap();
                 assert_eq!(shown(&socket), chosen);
             }
-            let (socket, chosen) = bound(Ipv4Addr::UNSPECIFIED);
-            assert_eq!(shown(&socket), chosen);
-            socket.connect(&v4.into()).unwrap();
-            assert_eq!(shown(&socket), SocketAddr::from((a4, chosen.port())));
+            // Nobody reaches the outside from loopback.
+            for ip in [Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST] {
+                let (socket, chosen) = bound(ip);
+                assert_eq!(shown(&socket), chosen);
+                socket.connect(&v4.into()).unwrap();
+                assert_eq!(shown(&socket), SocketAddr::from((a4, chosen.port())));
+            }
         });
     });
 }
@@ -145,14 +148,13 @@ fn an_address_that_changes_is_seen_to_have_changed() {
             }
         };
         assert_eq!(local(), world.a.v4);
-        // No way leads out: any of them will do.
+        // No way leads out: it is the lowest.
         let other = Ipv4Addr::new(10, 9, 9, 9).into();
         world.a.ip(&format!("addr add {other}/32 dev eth0"));
         becomes(other);
         world
             .a
             .ip(&format!("route add default dev eth0 src {}", world.a.v4));
-        world.a.ip("addr add 10.9.9.10/32 dev eth0");
         becomes(world.a.v4);
     });
 }
@@ -187,7 +189,10 @@ fn multipath_tcp_does_not_slip_through() {
         let said = world.a.run(|| {
             let socket = match Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)) {
                 Ok(socket) => socket,
-                Err(_) => return to.to_string(),
+                Err(error) => {
+                    world::tell(&format!("not tried, this kernel has no MPTCP: {error}"));
+                    return to.to_string();
+                }
             };
             socket.connect_timeout(&to.into(), PATIENCE).unwrap();
             read_all(socket.into()).unwrap()
@@ -363,12 +368,14 @@ fn many_a_minute_and_no_destination_is_lost() {
             }
         });
         let took = began.elapsed();
+        let rate = wanted as f64 / took.as_secs_f64() * 60.0;
         world::tell(&format!(
-            "{wanted} connections in {took:.1?}, {:.0} a minute: {} destinations lost or wrong",
-            wanted as f64 / took.as_secs_f64() * 60.0,
+            "{wanted} connections in {took:.1?}, {rate:.0} a minute: {} destinations lost or wrong",
             wrong.load(Relaxed),
         ));
         assert_eq!(wrong.load(Relaxed), 0);
+        // An idle machine does 770 000, without optimisation.
+        assert!(rate >= 50_000.0, "{rate:.0} a minute are not many");
         assert_eq!(
             entries::<32>(&agent.interception, duet_ebpf::names::TARGETS),
             0

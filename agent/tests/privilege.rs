@@ -187,6 +187,11 @@ fn the_shipped_seccomp_profile_is_this_agents_and_enough() {
             serde_json::from_slice::<Value>(&installed).unwrap()
         );
     }
+    std::fs::write(kubelets.path().join("another.json"), "{}").unwrap();
+    let removed = duet_agent::cleanup::remove_profiles(kubelets.path()).unwrap();
+    assert_eq!(removed.len(), 1, "{removed:?}");
+    assert!(!kubelets.path().join(file).exists());
+    assert!(kubelets.path().join("another.json").exists());
     test(
         "the_shipped_seccomp_profile_is_this_agents_and_enough",
         |world| {

@@ -115,6 +115,56 @@ fn a_pod_is_enrolled_when_it_comes_and_let_go_when_it_goes() {
     );
 }
 
+/// As with `kubectl delete --force`: the API server forgets a pod whose containers run on.
+#[test]
+fn a_deleted_pod_is_refused_until_its_last_process_has_ended() {
+    test(
+        "a_deleted_pod_is_refused_until_its_last_process_has_ended",
+        |world| {
+            let there = world.b.serve((Ipv4Addr::UNSPECIFIED, 0));
+            let out = SocketAddr::new(world.b.v4, there.port());
+            let discovery = Discovery::start(world);
+            let (uid, next) = (world.uid(1), world.uid(2));
+            discovery.place_for_life("web-0", &uid, &[world.a.v4, world.a.v6]);
+            let process = world.pause(&uid, Some(&world.a));
+            let agent = Agent::start_with(world, &discovery.control());
+            eventually(|| is_enrolled(world, "web-0", &process));
+            assert!(is_redirected(&world.a, out));
+
+            let refuses = |from: &TestPod, to: SocketAddr| {
+                let error = connect(from, to).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+            };
+            let refused = "refused: it was deleted, and processes of it still run";
+            discovery.take_away("web-0");
+            eventually(|| list(world).contains(refused));
+            refuses(&world.a, out);
+            refuses(&world.b, SocketAddr::new(world.a.v4, 80));
+            let labels = "{reason=\"deleted\",state=\"refused\"}";
+            assert_eq!(agent.metric(&format!("duet_agent_workloads{labels}")), 1.0);
+
+            // Another pod has its name, and another agent comes.
+            discovery.place_for_life("web-0", &next, &[world.b.v4, world.b.v6]);
+            let second = world.pause(&next, Some(&world.b));
+            eventually(|| is_enrolled(world, "web-0", &second));
+            assert!(list(world).contains(refused), "{}", list(world));
+            agent.kill();
+            refuses(&world.a, out);
+            let agent = Agent::start_with(world, &discovery.control());
+            eventually(|| agent.ready().0 == 200);
+            assert!(is_enrolled(world, "web-0", &second));
+            assert!(list(world).contains(refused), "{}", list(world));
+            refuses(&world.a, out);
+
+            drop(process);
+            eventually(|| list(world).lines().count() == 1);
+            assert!(is_enrolled(world, "web-0", &second));
+            assert_eq!(records(world), 1);
+            assert!(!is_redirected(&world.a, out));
+        },
+    );
+}
+
 #[test]
 fn an_agent_that_comes_back_compares_what_was_with_what_is() {
     test(

@@ -17,6 +17,7 @@ fn pod(world: &World, addresses: &[IpAddr]) -> Placed {
     Placed {
         name: WorkloadName::new("default", "web-0"),
         uid: world.uid(1),
+        stamped: false,
         addresses: addresses.to_vec(),
         meshed: false,
     }

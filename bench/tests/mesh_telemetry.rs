@@ -443,7 +443,8 @@ impl Telemetry<'_> {
         let mut client = Client::http1(self.mesh.app("client"), nowhere).await?;
         let grpc = [("content-type", "application/grpc")];
         let _ = client.send(http::Method::POST, "/", &grpc, empty()).await;
-        ensure!(detected() == detected_before.map(|connections| connections + 1));
+        let after = detected_before.map(|connections| connections + 1);
+        ensure!(detected() == after, "{:?} instead of {after:?}", detected());
 
         let documented = documented()?;
         let mut told = BTreeSet::new();

@@ -56,6 +56,8 @@ pub struct Workload {
     /// Kubernetes' pod UID; empty elsewhere.
     pub uid: String,
     pub placement: Placement,
+    /// It stays where it is placed for as long as it runs.
+    pub stamped: bool,
     pub probes: Vec<Probe>,
     pub limits: Limits,
     /// What it asks for of a proxy that it shares.
@@ -444,6 +446,7 @@ impl Directory {
                     "opaquePorts": workload.opaque_ports,
                     "uid": workload.uid,
                     "placement": workload.placement,
+                    "stamped": workload.stamped,
                     "probes": workload.probes.iter().map(Probe::dump).collect::<Vec<_>>(),
                     "policies": policies(workload.authorization.as_deref()),
                 })
@@ -528,6 +531,7 @@ impl Workload {
             node: workload.node,
             zone: workload.zone,
             uid: workload.uid,
+            stamped: workload.stamped,
             probes: workload.probes.iter().filter_map(Probe::read).collect(),
             limits: workload.limits.map(Limits::read).unwrap_or_default(),
             budgets: workload.budgets.map(Budgets::read).unwrap_or_default(),

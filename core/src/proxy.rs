@@ -113,6 +113,8 @@ pub struct Placed {
     pub name: WorkloadName,
     /// Kubernetes' pod UID; empty elsewhere.
     pub uid: String,
+    /// It is this agent's for as long as it runs: if discovery takes it away, it is gone.
+    pub stamped: bool,
     /// None, while the platform has told of none.
     pub addresses: Vec<IpAddr>,
     /// Whether others are told to reach it through the mesh.
@@ -238,6 +240,7 @@ impl Proxy {
         let placed = found.iter().map(|workload| Placed {
             name: workload.name.clone(),
             uid: workload.uid.clone(),
+            stamped: workload.stamped,
             addresses: workload.addresses.clone(),
             meshed: workload.transport != Transport::Plaintext,
         });

@@ -56,6 +56,8 @@ const MAPPED: u32 = 0xffffu32.to_be();
 impl Ip {
     pub const LOOPBACK4: Ip = Ip::v4(0x7f00_0001u32.to_be());
     pub const LOOPBACK6: Ip = Ip([0, 0, 0, 1u32.to_be()]);
+    /// Nobody's: where there is none.
+    pub const NONE: Ip = Ip([0; 4]);
 
     #[inline(always)]
     pub const fn v4(word: u32) -> Self {
@@ -78,9 +80,6 @@ impl Ip {
             a == 0 && b == 0 && c == 0 && (d == 0 || d == 1u32.to_be())
         }
     }
-
-    /// One that is nobody's: where there is none.
-    pub const NONE: Ip = Ip([0; 4]);
 
     pub const fn octets(&self) -> [u8; 16] {
         let mut out = [0; 16];
@@ -135,8 +134,8 @@ pub struct OwnAddress {
     pub ip: Ip,
 }
 
-/// The addresses from which an enrolled namespace's connections would come if they were
-/// not redirected; [`Ip::NONE`] in a family that it does not have.
+/// The addresses that an enrolled namespace's default routes lead out from, which its
+/// redirected connections are shown to have; [`Ip::NONE`] in a family that it is without.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appearance {

@@ -2,7 +2,7 @@
 //!
 //! The runtime uses the first configuration by name, so that is the one to be chained
 //! into, whoever's it is. Its owner may write it anew at any time: it is looked at
-//! every [`LOOK`], and completed again ([`super::put`] says how).
+//! every [`LOOK`], and completed again ([`crate::put`] says how).
 //!
 //! It is never chained into a network of a version that it does not speak: the runtime
 //! gives all plugins of a chain the one version, and none of its pods would start.
@@ -12,7 +12,7 @@
 
 use super::NAME;
 use super::plugin::SPOKEN;
-use super::put::{Stamp, put, sync_directory};
+use crate::put::{Stamp, put, sync_directory};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::fs::{self, File};

@@ -14,7 +14,6 @@
 mod admission;
 mod install;
 mod plugin;
-pub(crate) mod put;
 
 pub use admission::{Sandbox, admit};
 pub use install::{Install, Installed, LOOK, unchain, uninstall};

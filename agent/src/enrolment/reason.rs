@@ -1,6 +1,7 @@
 //! Why a pod is not enrolled, in a word.
 
-use super::State;
+use super::{EnrolmentError, State};
+use crate::pod::PodError;
 use crate::sandbox::Unfound;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,7 +11,10 @@ pub enum Reason {
     NoAddress,
     OtherAddress,
     OutsideCgroup,
-    Namespace,
+    /// It cannot be opened or read, or is not the pod's own.
+    Netns,
+    /// Another workload has its network namespace.
+    Taken,
     /// No pod can be looked for.
     Unseen,
     /// Its listeners or eBPF programs.
@@ -18,13 +22,14 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NoProcess,
         Self::HostNetwork,
         Self::NoAddress,
         Self::OtherAddress,
         Self::OutsideCgroup,
-        Self::Namespace,
+        Self::Netns,
+        Self::Taken,
         Self::Unseen,
         Self::Redirection,
     ];
@@ -36,17 +41,23 @@ impl Reason {
             Self::NoAddress => "no_address",
             Self::OtherAddress => "other_address",
             Self::OutsideCgroup => "outside_cgroup",
-            Self::Namespace => "namespace",
+            Self::Netns => "netns",
+            Self::Taken => "taken",
             Self::Unseen => "unseen",
             Self::Redirection => "redirection",
         }
     }
 
-    /// A pod that starts may well be found like this.
+    /// Pending is what a pod that starts may well be found like; the rest is a failure.
     pub const fn state(self) -> State {
         match self {
             Self::NoProcess | Self::HostNetwork | Self::NoAddress => State::Pending,
-            _ => State::Failed,
+            Self::OtherAddress
+            | Self::OutsideCgroup
+            | Self::Netns
+            | Self::Taken
+            | Self::Unseen
+            | Self::Redirection => State::Failed,
         }
     }
 }
@@ -59,7 +70,19 @@ impl From<&Unfound> for Reason {
             Unfound::NoAddress => Self::NoAddress,
             Unfound::OtherAddress { .. } => Self::OtherAddress,
             Unfound::OutsideCgroup { .. } => Self::OutsideCgroup,
-            Unfound::Netns { .. } | Unfound::Addresses(_) => Self::Namespace,
+            Unfound::Netns { .. } | Unfound::Addresses(_) => Self::Netns,
+        }
+    }
+}
+
+impl From<&EnrolmentError> for Reason {
+    fn from(error: &EnrolmentError) -> Self {
+        match error {
+            EnrolmentError::Netns(_)
+            | EnrolmentError::NotAPods { .. }
+            | EnrolmentError::Pod(PodError::Addresses { .. }) => Self::Netns,
+            EnrolmentError::Taken { .. } => Self::Taken,
+            _ => Self::Redirection,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What an earlier agent had enrolled, taken up again.
 
-use super::{Enrolment, EnrolmentError, Members, Missing};
+use super::{Enrolment, EnrolmentError, Members, Missing, Tenure};
 use crate::netns::{self, Netns};
 use crate::passing::Inherited;
 use crate::pod;
@@ -16,11 +16,18 @@ impl Enrolment {
         let mut members = self.members.lock().await;
         let entries = self.interception.maps().enrolled()?;
         let known: HashSet<NetnsCookie> = entries.iter().map(|(cookie, _)| *cookie).collect();
-        // An agent that died in the middle of an enrolment leaves a link alone.
-        for cookie in self.interception.steered().unwrap_or_default() {
-            if !known.contains(&cookie) {
-                pod::forget(&self.interception, cookie);
-            }
+        // An agent that died in the middle of an enrolment leaves the beginning of it.
+        let mut begun: HashSet<_> = self
+            .interception
+            .steered()
+            .unwrap_or_default()
+            .into_iter()
+            .collect();
+        if members.tenure == Tenure::Holding {
+            begun.extend(self.interception.maps().traces());
+        }
+        for &cookie in begun.difference(&known) {
+            pod::forget(&self.interception, cookie);
         }
         for (netns, entry) in entries {
             match Record::read(&entry) {
@@ -31,7 +38,16 @@ impl Enrolment {
                         why: String::new(),
                     };
                     let name = missing.record.workload.clone();
-                    members.missing.insert(name, missing);
+                    let (older, younger) = match members.missing.remove(&name) {
+                        Some(other) if other.netns < missing.netns => (Some(other), missing),
+                        Some(other) => (Some(missing), other),
+                        None => (None, missing),
+                    };
+                    members.missing.insert(name, younger);
+                    // It was deleted, and another has its name since.
+                    if let Some(older) = older {
+                        self.leave(&mut members, older.netns, older.record);
+                    }
                 }
                 None => pod::forget(&self.interception, netns),
             }
@@ -48,11 +64,12 @@ impl Enrolment {
                 continue;
             };
             let netns = missing.netns;
-            let uid = missing.record.uid.clone();
+            let record = missing.record.clone();
             let why = match find(missing, members.inherited.get(&netns)) {
                 Some(found) => {
                     let ready = Some(self.ready_guard(&name));
-                    match self.admit(members, found, name.clone(), uid, ready) {
+                    let record = record.found_at(&found);
+                    match self.admit(members, found, record, ready) {
                         Ok(()) => continue,
                         Err(error) => error.to_string(),
                     }

@@ -104,7 +104,29 @@ impl Discovery {
     }
 
     pub fn put(&self, name: &str, uid: &str, addresses: &[IpAddr], node: &str, by: Placement) {
-        let workload = Workload {
+        self.put_workload(Self::workload(name, uid, addresses, node, by));
+    }
+
+    /// The same for as long as the pod runs, as the webhook decides when it is created.
+    pub fn place_for_life(&self, name: &str, uid: &str, addresses: &[IpAddr]) {
+        self.put_workload(Workload {
+            stamped: true,
+            ..Self::workload(name, uid, addresses, "node-1", Placement::Agent)
+        });
+    }
+
+    fn put_workload(&self, workload: Workload) {
+        self.mesh.send_modify(|mesh| mesh.put_workload(workload));
+    }
+
+    fn workload(
+        name: &str,
+        uid: &str,
+        addresses: &[IpAddr],
+        node: &str,
+        by: Placement,
+    ) -> Workload {
+        Workload {
             namespace: "default".to_owned(),
             name: name.to_owned(),
             service_account: name.to_owned(),
@@ -114,8 +136,7 @@ impl Discovery {
             uid: uid.to_owned(),
             placement: by.into(),
             ..Workload::default()
-        };
-        self.mesh.send_modify(|mesh| mesh.put_workload(workload));
+        }
     }
 
     pub fn take_away(&self, name: &str) {

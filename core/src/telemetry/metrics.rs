@@ -211,8 +211,8 @@ impl Metrics {
         let detect_duration = HistogramVec::new(
             HistogramOpts::new(
                 "duet_detect_duration_seconds",
-                "From a connection's being accepted to its protocol's being known, where nothing but \
-                 its first bytes tells.",
+                "From the moment at which a connection's first bytes are waited for to its protocol's \
+                 being known, where nothing else tells.",
             )
             .buckets(DETECT_BUCKETS.to_vec()),
             &[&local[..], &["protocol"]].concat(),

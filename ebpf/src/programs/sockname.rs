@@ -1,5 +1,5 @@
-//! getsockname(2): the application sees the address that it would have without the
-//! agent, not the loopback that leads there. FTP among others tells it to the peer.
+//! getsockname(2): the application sees the address that its default route leads out
+//! from, not the loopback that leads to the agent. FTP among others tells it to the peer.
 
 use crate::maps::{APPEARANCE, REDIRECTED, stored};
 use crate::words;
@@ -28,7 +28,8 @@ pub fn duet_sockname6(ctx: SockAddrContext) -> i32 {
     1
 }
 
-/// What to show instead. An address that the application has chosen stays.
+/// What to show instead. An address that the application has chosen stays, but for
+/// loopback, from which nobody reaches the outside.
 #[inline(always)]
 fn appearance(address: &bpf_sock_addr, shown: Ip) -> Option<Ip> {
     if shown != Ip::LOOPBACK4 && shown != Ip::LOOPBACK6 {

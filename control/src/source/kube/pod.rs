@@ -213,6 +213,7 @@ impl Pod {
             opaque_ports: self.opaque_ports.to_vec(),
             uid: self.uid.to_string(),
             placement: placement.into(),
+            stamped: self.stamp.is_some(),
             probes: self.probes.to_vec(),
             limits: self.limits,
             budgets: self.budgets,
