@@ -1,7 +1,8 @@
 //! The CNI plugin, driven by cnitool as a container runtime would, behind a real plugin.
 //!
-//! cnitool comes with the CNI project's Go module, the other plugins with Debian's
-//! containernetworking-plugins.
+//! cnitool comes with the CNI project's Go module, pinned in cnitool/go.mod; the other
+//! plugins with Debian's containernetworking-plugins. Where they are not, these tests are
+//! skipped, and with `DUET_NO_SKIPS` they fail.
 
 mod daemon;
 mod discovery;
@@ -10,7 +11,7 @@ mod world;
 use daemon::{Agent, BINARY, ask, eventually, log_of};
 use discovery::Discovery;
 use serde_json::{Value, json};
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
@@ -23,7 +24,7 @@ use world::{PATIENCE, TestPod, World, leads_to_the_agent, test};
 /// Where Debian, and where everybody else, has the plugins.
 const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 
-const MODULE: &str = "github.com/containernetworking/cni/cnitool@v1.2.3";
+const CNITOOL: &str = "github.com/containernetworking/cni/cnitool";
 
 const NETWORK: &str = "pods";
 
@@ -43,19 +44,19 @@ struct Made {
 impl<'a> Runtime<'a> {
     /// None where what it takes is not there; says so.
     fn new(world: &'a World) -> Option<Self> {
-        let plugins = PLUGINS
-            .into_iter()
-            .find(|it| Path::new(it).join("ptp").exists());
-        let cnitool = cnitool();
-        if plugins.is_none() || cnitool.is_none() {
-            world::tell(
-                "SKIPPED: needs Go, for cnitool, and the package containernetworking-plugins",
-            );
-        }
+        let there = plugins().and_then(|plugins| Ok((plugins, cnitool()?)));
+        let (plugins, cnitool) = match there {
+            Ok(there) => there,
+            Err(why) => {
+                assert!(std::env::var_os("DUET_NO_SKIPS").is_none(), "{why}");
+                world::tell(&format!("SKIPPED: {why}"));
+                return None;
+            }
+        };
         let runtime = Self {
             world,
-            cnitool: cnitool?,
-            plugins: plugins?,
+            cnitool,
+            plugins,
         };
         fs::create_dir(runtime.configurations()).unwrap();
         fs::create_dir(runtime.programs()).unwrap();
@@ -199,20 +200,42 @@ impl Made {
     }
 }
 
-/// Built once, into the directory of what cargo builds.
-fn cnitool() -> Option<PathBuf> {
-    let directory = Path::new(BINARY).parent()?.join("cnitool");
-    let program = directory.join("cnitool");
-    if !program.exists() {
+fn plugins() -> Result<&'static str, String> {
+    let mut plugins = PLUGINS.into_iter();
+    let there = plugins.find(|it| Path::new(it).join("ptp").exists());
+    there.ok_or_else(|| "no package containernetworking-plugins: make test-deps".to_owned())
+}
+
+/// Built where `make h2spec` builds, outside the tree, and again when what pins it changes.
+fn cnitool() -> Result<PathBuf, String> {
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/duet-tools"));
+    let tools = std::env::var_os("DUET_TOOLS").map(PathBuf::from);
+    let tools = tools.or_else(home).ok_or("HOME is not set")?;
+    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cnitool");
+    let (program, new) = (tools.join("cnitool"), tools.join("cnitool.new"));
+    let said = |error: std::io::Error| format!("cnitool: {error}");
+    fs::create_dir_all(&tools).map_err(said)?;
+    // One builds it, the others wait.
+    let lock = File::create(tools.join("cnitool.lock")).map_err(said)?;
+    lock.lock().map_err(said)?;
+    let modified = |path: &Path| fs::metadata(path).and_then(|it| it.modified()).ok();
+    if modified(&program) < modified(&module.join("go.mod")) {
         let go = ["go", "/usr/local/go/bin/go"].into_iter();
         let mut go = go.filter(|go| Command::new(go).arg("version").output().is_ok());
-        let built = Command::new(go.next()?)
-            .args(["install", MODULE])
-            .env("GOBIN", &directory)
-            .output();
-        built.ok().filter(|built| built.status.success())?;
+        let built = Command::new(go.next().ok_or("no Go, in which cnitool is written")?)
+            .args(["build", "-o"])
+            .arg(&new)
+            .arg(CNITOOL)
+            .current_dir(module)
+            .output()
+            .map_err(said)?;
+        let error = String::from_utf8_lossy(&built.stderr);
+        if !built.status.success() {
+            return Err(format!("cnitool: {error}"));
+        }
+        fs::rename(new, &program).map_err(said)?;
     }
-    Some(program)
+    Ok(program)
 }
 
 /// The plugin by itself.

@@ -39,13 +39,15 @@ fn size(pid: Pid) -> Size {
 }
 
 /// Entries of all maps that can be counted, and pins of pods.
-fn traces(world: &World) -> [usize; 5] {
+fn traces(world: &World) -> [usize; 7] {
     let map = |name: &str| world.bpffs.join("v1/maps").join(name);
     [
         entries_at::<8>(&map(names::ENROLLED)),
         entries_at::<24>(&map(names::OWN)),
+        entries_at::<8>(&map(names::APPEARANCE)),
         entries_at::<32>(&map(names::TARGETS)),
         entries_at::<16>(&map(names::LISTENERS)),
+        entries_at::<8>(&map(names::OPEN)),
         fs::read_dir(world.bpffs.join("v1/pods")).unwrap().count(),
     ]
 }
@@ -93,7 +95,7 @@ fn a_thousand_workloads_come_and_go_and_leave_nothing() {
                 grown / cycles as u64,
                 traces(world),
             ));
-            assert_eq!(traces(world), [0; 5]);
+            assert_eq!(traces(world), [0; 7]);
             assert_eq!(size(agent.pid()).descriptors, keeper.descriptors);
             assert!(grown < BYTES_A_CYCLE * cycles as u64, "{grown} bytes more");
             assert_eq!(agent.proxy(), Some(proxy), "it is the same process");

@@ -173,12 +173,19 @@ fn removal_leaves_the_pod_as_it_was() {
             let out = SocketAddr::new(world.b.v4, there.port());
             assert!(world.a.ask(out).unwrap().starts_with(&format!("{out} ")));
             assert_eq!(entries::<24>(&agent.interception, names::OWN), 3);
+            assert_eq!(entries::<8>(&agent.interception, names::APPEARANCE), 1);
             assert_eq!(entries::<16>(&agent.interception, names::LISTENERS), 4);
+            // By the operator's choice.
+            let netns = Netns::open(&world.a.path).unwrap().cookie();
+            agent.interception.maps().set_open(netns, true).unwrap();
+            assert_eq!(entries::<8>(&agent.interception, names::OPEN), 1);
             enrolled.remove();
             assert_eq!(entries::<8>(&agent.interception, names::ENROLLED), 0);
             assert_eq!(entries::<24>(&agent.interception, names::OWN), 0);
+            assert_eq!(entries::<8>(&agent.interception, names::APPEARANCE), 0);
             assert_eq!(entries::<32>(&agent.interception, names::TARGETS), 0);
             assert_eq!(entries::<16>(&agent.interception, names::LISTENERS), 0);
+            assert_eq!(entries::<8>(&agent.interception, names::OPEN), 0);
             assert_eq!(on_netns(&world.a), 0);
 
             let said = world.a.ask(out).unwrap();
@@ -269,13 +276,14 @@ fn a_failed_enrolment_leaves_nothing() {
         let agent = TestAgent::start(world);
         let _entered = agent.runtime.enter();
         let netns = Netns::open(&world.a.path).unwrap();
-        let record = Record::of(&netns, "default/web-0".parse().unwrap(), None);
+        let record = Record::by_hand(&netns, "default/web-0".parse().unwrap());
         let error = duet_agent::pod::Pod::enrol(&agent.interception, netns, &record).err();
         let error = error.unwrap().to_string();
         assert!(error.contains("127.0.0.1:15008"), "{error}");
         assert!(error.contains("another process of the pod"), "{error}");
         assert_eq!(entries::<8>(&agent.interception, names::ENROLLED), 0);
         assert_eq!(entries::<24>(&agent.interception, names::OWN), 0);
+        assert_eq!(entries::<8>(&agent.interception, names::APPEARANCE), 0);
         assert_eq!(on_netns(&world.a), 0);
     });
 }

@@ -223,8 +223,10 @@ fn a_pods_own_budget_holds_behind_its_agent() {
         ask("free", ""),
         ask("held", "duet.dev/budgets: requestsPerSecond=20"),
     ];
-    assert!(free > 0.9, "{free}");
-    assert!((0.2..0.8).contains(&held), "{held}");
+    assert!(
+        held <= 0.8 && held + 0.1 <= free,
+        "{held} in time with its budget, {free} without"
+    );
 }
 
 #[test]

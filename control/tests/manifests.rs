@@ -30,6 +30,12 @@ const CALLS: [(&str, &str, &[&str]); 12] = [
     ("TokenReview", "tokenreviews.authentication.k8s.io", &["create"]),
 ];
 
+/// What Pod Security's `restricted` would not let run, and the capabilities that it needs.
+const EXEMPT: [(&str, &[&str]); 2] = [
+    ("DaemonSet duet-agent", &["SYS_ADMIN", "SYS_PTRACE"]),
+    ("DaemonSet duet-cleanup", &["SYS_ADMIN"]),
+];
+
 /// A YAML document, and where it stands.
 struct Document {
     file: PathBuf,
@@ -234,6 +240,30 @@ fn programs_take_their_arguments() {
     assert!(tried.contains("control"), "{tried:?}");
 }
 
+/// A variable that nobody reads is no error to anybody.
+#[test]
+fn the_sidecar_knows_the_variables_that_the_injector_sets() {
+    let mut known = BTreeSet::new();
+    for file in ["sidecar-mode/src/main.rs", "core/src/config.rs"] {
+        let text = fs::read_to_string(repository().join(file)).expect(file);
+        let names = text.split("env = \"").skip(1);
+        known.extend(names.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
+    }
+    // What the injector writes, and what pods were given in its own tests.
+    let mut given = BTreeSet::new();
+    let mut sources = files(&["control/tests/golden"], "txt");
+    sources.insert(repository().join("control/src/injector/containers.rs"));
+    for file in sources {
+        let text = fs::read_to_string(&file).expect("readable");
+        let words = text.split(|it: char| !it.is_ascii_uppercase() && it != '_');
+        let names = words.filter(|word| word.starts_with("DUET_"));
+        given.extend(names.map(str::to_owned));
+    }
+    assert!(given.contains("DUET_EXCLUDE_UIDS") && given.contains("DUET_CONTROL"));
+    let unknown: Vec<_> = given.difference(&known).collect();
+    assert!(unknown.is_empty(), "duet-sidecar does not read {unknown:?}");
+}
+
 /// A name that leads nowhere is no error to the API server.
 #[test]
 fn ports_and_probes_are_found_by_their_names() {
@@ -312,7 +342,7 @@ fn ports_and_probes_are_found_by_their_names() {
 #[test]
 fn all_but_the_agent_pass_pod_securitys_restricted() {
     for (owner, template) in templates() {
-        if owner == "DaemonSet duet-agent" || owner == "DaemonSet duet-cleanup" {
+        if EXEMPT.iter().any(|(exempt, _)| owner == *exempt) {
             continue;
         }
         let pod = &template["spec"]["securityContext"];
@@ -329,6 +359,34 @@ fn all_but_the_agent_pass_pod_securitys_restricted() {
             assert!(security["capabilities"]["add"].is_null(), "{owner}");
         }
     }
+}
+
+#[test]
+fn the_agent_and_its_cleanup_have_the_capabilities_they_need_and_no_more() {
+    let mut found = Vec::new();
+    for (owner, template) in templates() {
+        let Some((exempt, capabilities)) = EXEMPT.iter().find(|(exempt, _)| owner == *exempt)
+        else {
+            continue;
+        };
+        found.push(*exempt);
+        let pod = &template["spec"]["securityContext"];
+        for container in containers(&template) {
+            let owner = format!("{owner}, {}", container["name"]);
+            let security = &container["securityContext"];
+            assert_ne!(security["privileged"], true, "{owner}");
+            assert_eq!(security["allowPrivilegeEscalation"], false, "{owner}");
+            assert_eq!(security["readOnlyRootFilesystem"], true, "{owner}");
+            assert_eq!(words(&security["capabilities"], "drop"), ["ALL"], "{owner}");
+            let added = words(&security["capabilities"], "add");
+            assert_eq!(added, *capabilities, "{owner}");
+            // The container's goes before the pod's.
+            let own = security.get("seccompProfile");
+            let profile = own.unwrap_or(&pod["seccompProfile"]);
+            assert_eq!(profile["type"], "RuntimeDefault", "{owner}");
+        }
+    }
+    assert_eq!(found, EXEMPT.map(|(exempt, _)| exempt));
 }
 
 /// "resource.group" and the verbs that are granted on it.

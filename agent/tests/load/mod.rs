@@ -73,10 +73,20 @@ impl Load {
     }
 
     /// Waits for so many more connections to be served.
+    #[track_caller]
     pub fn more(&self, connections: usize) {
-        let until = self.served.load(Relaxed) + connections;
+        let before = self.served();
         let start = Instant::now();
-        while self.served.load(Relaxed) < until && start.elapsed() < PATIENCE {
+        while self.served() - before < connections {
+            assert!(
+                start.elapsed() < 3 * PATIENCE,
+                "{} of {connections} connections were served in {:?}; of all, {} have failed, the \
+                 last of them: {:?}",
+                self.served() - before,
+                3 * PATIENCE,
+                self.failed().len(),
+                self.failed().last(),
+            );
             sleep(Duration::from_millis(1));
         }
     }

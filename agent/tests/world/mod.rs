@@ -452,7 +452,7 @@ impl TestAgent {
         let _entered = self.runtime.enter();
         let netns = Netns::open(&pod.path).unwrap();
         let name = WorkloadName::new("default", pod.path.file_name().unwrap().to_str().unwrap());
-        let record = Record::of(&netns, name, None);
+        let record = Record::by_hand(&netns, name);
         Pod::enrol(&self.interception, netns, &record).unwrap()
     }
 
@@ -530,7 +530,7 @@ pub fn entries_at<const KEY: usize>(pin: &Path) -> usize {
 }
 
 fn keys<const KEY: usize>(map: aya::maps::Map) -> usize {
-    use duet_ebpf::{Enrolled, Target};
+    use duet_ebpf::{Appearance, Enrolled, Target};
     macro_rules! count {
         ($($value:ty),*) => {$(
             if let aya::maps::Map::HashMap(data) = &map
@@ -542,7 +542,7 @@ fn keys<const KEY: usize>(map: aya::maps::Map) -> usize {
             }
         )*};
     }
-    count!(Enrolled, Target, u32);
+    count!(Enrolled, Appearance, Target, u32, u64);
     unreachable!("a map of other values")
 }
 

@@ -16,6 +16,7 @@ use aya::sys::{Stats, enable_stats};
 use duet_ebpf::names;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::ops::{Add, Sub};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -94,9 +95,10 @@ impl BpfPrograms {
     }
 }
 
-/// The size of a namespace's cookie, the key of the map of enrolled namespaces.
 const COOKIE: usize = size_of::<duet_ebpf::NetnsCookie>();
+const ENROLLED: usize = size_of::<duet_ebpf::Enrolled>();
 const OWN: usize = size_of::<duet_ebpf::OwnAddress>();
+const APPEARANCE: usize = size_of::<duet_ebpf::Appearance>();
 const SOURCE: usize = size_of::<duet_ebpf::Source>();
 const TARGET: usize = size_of::<duet_ebpf::Target>();
 const LISTENER: usize = size_of::<duet_ebpf::ListenerKey>();
@@ -105,22 +107,28 @@ const LISTENER: usize = size_of::<duet_ebpf::ListenerKey>();
 /// them and cannot be counted.
 pub fn map_entries(directory: &Path) -> Result<u64, Error> {
     let open = |name: &str| MapData::from_pin(directory.join(name));
+    // Not every version of the agent has them all.
+    let open_if_there = |name: &str| match open(name) {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::NotFound => {
+            Ok(None)
+        }
+        opened => opened.map(Some),
+    };
     let count = || {
-        let map = Map::HashMap(open(names::ENROLLED)?);
-        let enrolled =
-            HashMap::<_, [u8; COOKIE], [u8; size_of::<duet_ebpf::Enrolled>()]>::try_from(map)?
-                .keys()
-                .count();
-        let own = HashMap::<_, [u8; OWN], u32>::try_from(Map::HashMap(open(names::OWN)?))?
+        let mut sum = entries::<COOKIE, ENROLLED>(open(names::ENROLLED)?)?
+            + entries::<OWN, { size_of::<u32>() }>(open(names::OWN)?)?
+            + entries::<SOURCE, TARGET>(open(names::TARGETS)?)?;
+        let listeners = Map::SockHash(open(names::LISTENERS)?);
+        sum += SockHash::<_, [u8; LISTENER]>::try_from(listeners)?
             .keys()
             .count();
-        let map = Map::HashMap(open(names::TARGETS)?);
-        let targets = HashMap::<_, [u8; SOURCE], [u8; TARGET]>::try_from(map)?
-            .keys()
-            .count();
-        let map = Map::SockHash(open(names::LISTENERS)?);
-        let listeners = SockHash::<_, [u8; LISTENER]>::try_from(map)?.keys().count();
-        Ok::<_, MapError>(enrolled + own + targets + listeners)
+        if let Some(appearance) = open_if_there(names::APPEARANCE)? {
+            sum += entries::<COOKIE, APPEARANCE>(appearance)?;
+        }
+        if let Some(passed) = open_if_there(names::OPEN)? {
+            sum += entries::<COOKIE, { size_of::<u64>() }>(passed)?;
+        }
+        Ok::<_, MapError>(sum)
     };
     count()
         .map(|entries| entries as u64)
@@ -128,6 +136,11 @@ pub fn map_entries(directory: &Path) -> Result<u64, Error> {
             path: directory.to_owned(),
             problem: error.to_string(),
         })
+}
+
+fn entries<const KEY: usize, const VALUE: usize>(map: MapData) -> Result<usize, MapError> {
+    let map: HashMap<_, [u8; KEY], [u8; VALUE]> = Map::HashMap(map).try_into()?;
+    Ok(map.keys().count())
 }
 
 fn links(directory: &Path) -> Vec<PathBuf> {

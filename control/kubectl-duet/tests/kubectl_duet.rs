@@ -70,6 +70,7 @@ fn no_cluster() -> bool {
     std::env::var_os("KUBECONFIG").is_none() && skipped("KUBECONFIG is not set")
 }
 
+/// With `DUET_NO_SKIPS` set, a cluster in which Duet is not available is a failure.
 fn not_installed() -> bool {
     if no_cluster() {
         return true;
@@ -82,8 +83,13 @@ fn not_installed() -> bool {
         "--timeout=60s",
         "deployment/duet-control",
     ]);
+    if ready.status.success() {
+        return false;
+    }
     let error = String::from_utf8_lossy(&ready.stderr);
-    !ready.status.success() && skipped(&format!("Duet is not installed: {}", error.trim()))
+    let why = format!("Duet is not available: {}", error.trim());
+    assert!(std::env::var_os("DUET_NO_SKIPS").is_none(), "{why}");
+    skipped(&why)
 }
 
 fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
