@@ -17,7 +17,7 @@ use crate::keeper::Keeper;
 use crate::netns::{self, FileId, Netns, NetnsError};
 use crate::passing::Inherited;
 use crate::pod::{self, Pod, PodError};
-use crate::record::Record;
+use crate::record::{Bond, Record};
 use crate::sandbox;
 use duet_core::{Placed, Proxy, ReadyGuard, Workload, WorkloadName, vital};
 use duet_ebpf::NetnsCookie;
@@ -83,8 +83,8 @@ struct Members {
     present: BTreeMap<WorkloadName, Member>,
     /// Enrolled by an earlier agent and not taken up yet: refused connections.
     missing: BTreeMap<WorkloadName, Missing>,
-    /// Pods that were deleted while processes of them run, by UID: refused connections.
-    leaving: BTreeMap<String, Missing>,
+    /// Pods that were deleted, while their namespaces are there: refused connections.
+    leaving: BTreeMap<NetnsCookie, Record>,
     /// Given to this agent by discovery and not enrolled yet.
     awaited: Awaited,
     /// Listeners of an earlier process, of those that are missing still.
@@ -220,7 +220,10 @@ impl Enrolment {
         let mut members = self.holding().await?;
         let netns = Netns::open(path)?;
         check(&netns)?;
-        if members.owner(netns.cookie(), &name, path)? {
+        if let Some(left) = members.leaving.get(&netns.cookie()) {
+            let (path, by) = (path.to_owned(), left.workload.clone());
+            return Err(EnrolmentError::Taken { path, by });
+        } else if members.owner(netns.cookie(), &name, path)? {
             if members.present.contains_key(&name) {
                 return Ok(());
             }
@@ -246,8 +249,12 @@ impl Enrolment {
         let mut members = self.holding().await?;
         check(&netns)?;
         let record = Record::of_pod(&netns, pod);
-        if !members.owner(netns.cookie(), &pod.name, netns.path())? {
-            self.expel(&mut members, &pod.name).await;
+        let left = members.leaving.get(&netns.cookie());
+        if let Some(left) = left.filter(|left| left.uid != record.uid) {
+            let (path, by) = (netns.path().to_owned(), left.workload.clone());
+            return Err(EnrolmentError::Taken { path, by });
+        } else if !members.owner(netns.cookie(), &pod.name, netns.path())? {
+            self.let_go(&mut members, &pod.name).await;
         } else if let Some(member) = members.present.get_mut(&pod.name) {
             member.pod.amend(&record)?;
             member.record = record;
@@ -270,23 +277,25 @@ impl Enrolment {
     }
 
     /// Lets go of the pods that discovery no longer gives to this agent, by their
-    /// UIDs; of those that were deleted when their last process has ended ([`Self::left`]).
-    /// Returns those of `placed` that are not enrolled, or may have got another namespace
-    /// since.
+    /// UIDs. Returns those of `placed` that are not enrolled, or may have got
+    /// another namespace since.
     pub async fn settle(&self, placed: &BTreeMap<WorkloadName, Placed>) -> Vec<Placed> {
         let Ok(mut members) = self.holding().await else {
             return Vec::new();
         };
         for (name, uid) in members.pods() {
-            if placed.get(&name).is_some_and(|pod| pod.uid == uid) {
-                continue;
-            }
-            if members.is_stamped(&name) {
-                self.shut(&mut members, &name).await;
-            } else {
-                self.expel(&mut members, &name).await;
+            match placed.get(&name).filter(|pod| pod.uid == uid) {
+                Some(pod) => self.bind(&mut members, pod),
+                None => self.let_go(&mut members, &name).await,
             }
         }
+        let left = members.leaving.keys().copied();
+        let left = left.filter(|netns| self.interception.is_gone(*netns));
+        for netns in left.collect::<Vec<_>>() {
+            members.leaving.remove(&netns);
+            pod::forget(&self.interception, netns);
+        }
+        self.count(&members);
         let is_settled = |pod: &&Placed| {
             members.present.get(&pod.name).is_some_and(|member| {
                 member.record.uid.as_ref() == Some(&pod.uid)
@@ -295,24 +304,6 @@ impl Enrolment {
         };
         let unsettled = placed.values().filter(|pod| !is_settled(pod));
         unsettled.cloned().collect()
-    }
-
-    /// The UIDs of pods that were deleted, and have not been told to have left.
-    pub async fn leaving(&self) -> Vec<String> {
-        let members = self.members.lock().await;
-        members.leaving.keys().cloned().collect()
-    }
-
-    /// No process of a deleted pod runs any more.
-    pub async fn left(&self, uid: &str) {
-        let Ok(mut members) = self.holding().await else {
-            return;
-        };
-        if let Some(left) = members.leaving.remove(uid) {
-            pod::forget(&self.interception, left.netns);
-            tracing::info!(workload = %left.record.workload, uid, "removed");
-            self.count(&members);
-        }
     }
 
     /// Says of each pod that is not enrolled yet, why.
@@ -345,12 +336,17 @@ impl Enrolment {
             state: State::Enrolled,
             why: None,
         });
-        let missing = members.missing.values().chain(members.leaving.values());
-        let missing = missing.map(|missing| Listed {
+        let missing = members.missing.values().map(|missing| Listed {
             workload: missing.record.workload.to_string(),
             netns: Some(missing.record.path.clone()),
             state: State::Refused,
             why: Some(missing.why.clone()),
+        });
+        let leaving = members.leaving.values().map(|record| Listed {
+            workload: record.workload.to_string(),
+            netns: Some(record.path.clone()),
+            state: State::Refused,
+            why: Some("it was deleted, and its network namespace is still there".to_owned()),
         });
         let awaited = members.awaited.iter().map(|(name, (reason, why))| Listed {
             workload: name.to_string(),
@@ -358,7 +354,11 @@ impl Enrolment {
             state: reason.state(),
             why: Some(why.clone()),
         });
-        present.chain(missing).chain(awaited).collect()
+        present
+            .chain(missing)
+            .chain(leaving)
+            .chain(awaited)
+            .collect()
     }
 
     /// What keeps the agent unready until `name` has a certificate, or for as long
@@ -395,7 +395,7 @@ impl Enrolment {
         let uid = record.uid.as_deref().unwrap_or_default();
         tracing::info!(workload = %name, uid, netns = path, "enrolled");
         members.missing.remove(&name);
-        members.leaving.remove(uid);
+        members.leaving.remove(&cookie);
         members.awaited.remove(&name);
         let member = Member {
             pod,
@@ -431,6 +431,32 @@ impl Enrolment {
         });
     }
 
+    /// The platform may have changed its mind, or an earlier agent not have known.
+    fn bind(&self, members: &mut Members, pod: &Placed) {
+        let bond = Bond::of(pod);
+        if let Some(member) = members.present.get_mut(&pod.name)
+            && member.record.bond != bond
+        {
+            member.record.bond = bond;
+            if let Err(error) = member.pod.amend(&member.record) {
+                tracing::error!(workload = %pod.name, %error, "the next agent may open it");
+            }
+        }
+        if let Some(missing) = members.missing.get_mut(&pod.name) {
+            missing.record.bond = bond;
+        }
+    }
+
+    /// Discovery does not give it to this agent any more. One that was bound to it has been
+    /// deleted, and what may still run in it stays closed.
+    async fn let_go(&self, members: &mut MutexGuard<'_, Members>, name: &WorkloadName) {
+        if members.is_bound(name) {
+            self.shut(members, name).await;
+        } else {
+            self.expel(members, name).await;
+        }
+    }
+
     /// False if there is no such workload.
     async fn expel(&self, members: &mut MutexGuard<'_, Members>, name: &WorkloadName) -> bool {
         let missing = members.missing.remove(name);
@@ -460,6 +486,7 @@ impl Enrolment {
     async fn shut(&self, members: &mut MutexGuard<'_, Members>, name: &WorkloadName) {
         if let Some(missing) = members.missing.remove(name) {
             self.leave(members, missing.netns, missing.record);
+            members.close(missing.netns);
         }
         if let Some(Member {
             pod,
@@ -469,27 +496,29 @@ impl Enrolment {
         }) = members.present.remove(name)
         {
             let netns = pod.netns().cookie();
+            self.leave(members, netns, record);
             drop(pod);
             workload.remove().await;
-            self.leave(members, netns, record);
+            members.close(netns);
+            self.forget_targets(name, netns);
         }
         self.count(members);
     }
 
-    fn leave(&self, members: &mut MutexGuard<'_, Members>, netns: NetnsCookie, record: Record) {
-        members.close(netns);
-        let Some(uid) = record.uid.clone() else {
-            return pod::forget(&self.interception, netns);
-        };
+    /// From here on it may not go around an agent that is away, and the next agent knows.
+    fn leave(&self, members: &mut Members, netns: NetnsCookie, mut record: Record) {
+        record.bond = Bond::Deleted;
+        let maps = self.interception.maps();
         let name = &record.workload;
-        self.forget_targets(name, netns);
-        if let Err(error) = self.interception.maps().set_open(netns, false) {
-            tracing::error!(workload = %name, %error, "it may go around the mesh");
+        let marked = record.write().and_then(|entry| {
+            maps.set_open(netns, false)?;
+            Ok(maps.enrol(netns, entry)?)
+        });
+        if let Err(error) = marked {
+            tracing::error!(workload = %name, %error, "the next agent may serve it again");
         }
-        tracing::info!(workload = %name, uid, "deleted: refused for as long as it runs");
-        let why = "it was deleted, and processes of it still run".to_owned();
-        let leaving = Missing { netns, record, why };
-        members.leaving.insert(uid, leaving);
+        tracing::info!(workload = %name, "deleted: refused while its network namespace is there");
+        members.leaving.insert(netns, record);
     }
 
     /// Nobody listens there any more.
@@ -653,9 +682,9 @@ impl Members {
             .as_ref()
     }
 
-    fn is_stamped(&self, name: &WorkloadName) -> bool {
+    fn is_bound(&self, name: &WorkloadName) -> bool {
         self.records()
-            .any(|record| record.workload == *name && record.stamped)
+            .any(|record| record.workload == *name && record.bond != Bond::Loose)
     }
 
     /// What discovery gave to this agent, or to an earlier one.

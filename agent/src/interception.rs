@@ -288,6 +288,20 @@ impl Interception {
         matches!(target, Ok(LinkTarget::Netns(inode)) if inode != 0)
     }
 
+    /// Whether a namespace is known to exist no more.
+    pub fn is_gone(&self, netns: NetnsCookie) -> bool {
+        let pin = self.layout.pod(netns);
+        let held = self.held.lock();
+        let link = held.get(&pin).map(|link| sys::link_info(link.as_fd()));
+        matches!(link, Some(Ok(info)) if info.target == LinkTarget::Netns(0))
+    }
+
+    /// Has the link to a namespace open that an earlier agent enrolled, so that it is not
+    /// lost with the file system that it is pinned in.
+    pub fn hold_steering(&self, netns: NetnsCookie) -> Result<(), InterceptionError> {
+        self.hold(self.layout.pod(netns))
+    }
+
     /// Ends the steering of a namespace.
     pub fn release(&self, netns: NetnsCookie) -> io::Result<()> {
         let pin = self.layout.pod(netns);

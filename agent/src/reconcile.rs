@@ -170,7 +170,6 @@ impl Reconciler {
             .collect();
         let unsettled = self.enrolment.settle(&placed).await;
         self.note(unsettled);
-        self.see_off().await;
         self.look_for_due().await;
         let waited_for = self.tell(&placed).await;
         self.begin(&waited_for);
@@ -178,23 +177,6 @@ impl Reconciler {
         let due = self.pending.values().map(|one| one.due);
         let sweep = Instant::now() + SWEEP;
         due.fold(sweep, Instant::min)
-    }
-
-    /// Forgets the pods that were deleted and of which nothing runs any more.
-    async fn see_off(&self) {
-        let leaving = self.enrolment.leaving().await;
-        if leaving.is_empty() {
-            return;
-        }
-        let uids = leaving.clone();
-        let look = move || sandbox::processes(uids.iter().map(String::as_str));
-        // Whoever cannot be looked for is taken to run.
-        let Ok(Ok(running)) = tokio::task::spawn_blocking(look).await else {
-            return;
-        };
-        for uid in leaving.iter().filter(|uid| !running.contains_key(*uid)) {
-            self.enrolment.left(uid).await;
-        }
     }
 
     /// Takes notice of what is not as it should be.

@@ -2,8 +2,8 @@
 //! next agent has to go by.
 //!
 //! `duet_ebpf::Enrolled` has two texts that end with NUL. A pod's UID stands behind
-//! the path's, and behind that, whether it is stamped, where an agent that does not know
-//! of it does not look.
+//! the path's, and behind that its bond, where an agent that does not know of it does not
+//! look.
 
 use crate::netns::{FileId, Netns};
 use crate::pod::PodError;
@@ -13,20 +13,55 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-const STAMPED: &[u8] = b"stamped";
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     pub workload: WorkloadName,
     /// The pod's, if discovery gave it to this node's agent; of a namespace that was
     /// enrolled by hand there is none.
     pub uid: Option<String>,
-    /// It is the node's agent's for as long as it runs.
-    pub stamped: bool,
+    pub bond: Bond,
     /// Where the namespace was found.
     pub path: PathBuf,
     /// What the path led to.
     pub file_id: FileId,
+}
+
+/// For how long a namespace is the agent's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bond {
+    /// Until somebody says otherwise.
+    #[default]
+    Loose,
+    /// For as long as it is there.
+    Bound,
+    /// The same, and its pod was deleted: it is refused.
+    Deleted,
+}
+
+// === impl Bond ===
+
+impl Bond {
+    pub fn of(pod: &Placed) -> Self {
+        if pod.stamped {
+            Self::Bound
+        } else {
+            Self::Loose
+        }
+    }
+
+    const fn as_bytes(self) -> &'static [u8] {
+        match self {
+            Self::Loose => b"",
+            Self::Bound => b"bound",
+            Self::Deleted => b"deleted",
+        }
+    }
+
+    fn read(text: Option<&[u8]>) -> Self {
+        let all = [Self::Bound, Self::Deleted];
+        let known = all.into_iter().find(|bond| Some(bond.as_bytes()) == text);
+        known.unwrap_or_default()
+    }
 }
 
 // === impl Record ===
@@ -37,7 +72,7 @@ impl Record {
         Self {
             workload,
             uid: None,
-            stamped: false,
+            bond: Bond::Loose,
             path: netns.path().to_owned(),
             file_id: netns.file_id(),
         }
@@ -46,7 +81,7 @@ impl Record {
     pub fn of_pod(netns: &Netns, pod: &Placed) -> Self {
         Self {
             uid: Some(pod.uid.clone()),
-            stamped: pod.stamped,
+            bond: Bond::of(pod),
             ..Self::by_hand(netns, pod.name.clone())
         }
     }
@@ -56,7 +91,7 @@ impl Record {
         let place = Self::by_hand(netns, self.workload);
         Self {
             uid: self.uid,
-            stamped: self.stamped,
+            bond: self.bond,
             ..place
         }
     }
@@ -77,8 +112,8 @@ impl Record {
         if let Some(uid) = &self.uid {
             let rest = &mut entry.path[path.len() + 1..];
             put(rest, uid.as_bytes(), "the UID")?;
-            if self.stamped {
-                put(&mut rest[uid.len() + 1..], STAMPED, "the stamp")?;
+            if self.bond != Bond::Loose {
+                put(&mut rest[uid.len() + 1..], self.bond.as_bytes(), "the bond")?;
             }
         }
         Ok(entry)
@@ -96,7 +131,7 @@ impl Record {
                 [] => None,
                 uid => Some(text(uid)?),
             },
-            stamped: place.next() == Some(STAMPED),
+            bond: Bond::read(place.next()),
             file_id: FileId {
                 device: entry.device,
                 inode: entry.inode,
@@ -127,7 +162,7 @@ mod tests {
         Record {
             workload: WorkloadName::new("default", "web-0"),
             uid: uid.map(str::to_owned),
-            stamped: false,
+            bond: Bond::Loose,
             path: path.into(),
             file_id: FileId {
                 device: 4,
@@ -140,8 +175,9 @@ mod tests {
     fn what_is_written_is_read() {
         for uid in [None, Some("1640a224-79e9-41aa-a24d-6c6c89a1d474")] {
             let mut written = record(uid, "/proc/228/ns/net");
-            for stamped in [false, uid.is_some()] {
-                written.stamped = stamped;
+            let bonds = [Bond::Loose, Bond::Bound, Bond::Deleted];
+            for bond in bonds.into_iter().take(if uid.is_some() { 3 } else { 1 }) {
+                written.bond = bond;
                 let read = Record::read(&written.write().unwrap());
                 assert_eq!(read.as_ref(), Some(&written));
             }

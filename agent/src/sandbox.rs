@@ -87,23 +87,11 @@ pub fn find(
     pods: &[Placed],
     cgroup: &Cgroup,
 ) -> Result<HashMap<String, Result<Sandbox, Unfound>>, ScanError> {
-    let host = host_netns().map_err(ScanError::Host)?;
-    let found = processes(pods.iter().map(|pod| pod.uid.as_str()))?;
-    let sandboxes = pods.iter().map(|pod| {
-        let processes = found.get(&pod.uid).map_or(&[][..], Vec::as_slice);
-        (pod.uid.clone(), choose(pod, processes, host, cgroup))
-    });
-    Ok(sandboxes.collect())
-}
-
-/// The processes of pods with these UIDs, by UID; of a pod that has none there is no entry.
-pub fn processes<'a>(
-    uids: impl Iterator<Item = &'a str>,
-) -> Result<HashMap<String, Vec<i32>>, ScanError> {
     if is_first() {
         return Err(ScanError::OwnProcesses);
     }
-    let wanted: HashSet<&str> = uids.collect();
+    let host = host_netns().map_err(ScanError::Host)?;
+    let wanted: HashSet<&str> = pods.iter().map(|pod| pod.uid.as_str()).collect();
     let mut found: HashMap<String, Vec<i32>> = HashMap::new();
     for process in procfs::process::all_processes()?.flatten() {
         // It may have ended meanwhile.
@@ -114,7 +102,11 @@ pub fn processes<'a>(
             found.entry(uid).or_default().push(process.pid);
         }
     }
-    Ok(found)
+    let sandboxes = pods.iter().map(|pod| {
+        let processes = found.get(&pod.uid).map_or(&[][..], Vec::as_slice);
+        (pod.uid.clone(), choose(pod, processes, host, cgroup))
+    });
+    Ok(sandboxes.collect())
 }
 
 /// Whether this is the first process, or its supervisor is.

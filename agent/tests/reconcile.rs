@@ -11,6 +11,7 @@ use duet_core::api::Placement;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 use world::{PATIENCE, Process, TestPod, World, leads_to_the_agent, test};
@@ -117,9 +118,9 @@ fn a_pod_is_enrolled_when_it_comes_and_let_go_when_it_goes() {
 
 /// As with `kubectl delete --force`: the API server forgets a pod whose containers run on.
 #[test]
-fn a_deleted_pod_is_refused_until_its_last_process_has_ended() {
+fn a_deleted_pod_is_refused_while_its_namespace_is_there() {
     test(
-        "a_deleted_pod_is_refused_until_its_last_process_has_ended",
+        "a_deleted_pod_is_refused_while_its_namespace_is_there",
         |world| {
             let there = world.b.serve((Ipv4Addr::UNSPECIFIED, 0));
             let out = SocketAddr::new(world.b.v4, there.port());
@@ -135,7 +136,7 @@ fn a_deleted_pod_is_refused_until_its_last_process_has_ended() {
                 let error = connect(from, to).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
             };
-            let refused = "refused: it was deleted, and processes of it still run";
+            let refused = "refused: it was deleted, and its network namespace is still there";
             discovery.take_away("web-0");
             eventually(|| list(world).contains(refused));
             refuses(&world.a, out);
@@ -156,11 +157,18 @@ fn a_deleted_pod_is_refused_until_its_last_process_has_ended() {
             assert!(list(world).contains(refused), "{}", list(world));
             refuses(&world.a, out);
 
+            // As the runtime does when it removes the sandbox.
             drop(process);
+            assert_eq!(records(world), 2);
+            let netns = world.a.path.file_name().unwrap();
+            let deleted = Command::new("ip")
+                .args(["netns", "del"])
+                .arg(netns)
+                .status();
+            assert!(deleted.unwrap().success());
             eventually(|| list(world).lines().count() == 1);
             assert!(is_enrolled(world, "web-0", &second));
             assert_eq!(records(world), 1);
-            assert!(!is_redirected(&world.a, out));
         },
     );
 }

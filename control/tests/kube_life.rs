@@ -357,6 +357,11 @@ fn deleting_pods_under_load_fails_nothing() {
             report.assert_nothing_failed(&format!("{mode} {name}"));
         }
     }
+    // Agents keep nothing of pods that are gone with their namespaces.
+    let kept = r#"duet_agent_workloads{reason="deleted",state="refused"}"#;
+    eventually("deleted pods are forgotten", PATIENCE, || {
+        (of_agents(kept) == 0.0).then_some(())
+    });
 }
 
 #[test]

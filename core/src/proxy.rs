@@ -113,7 +113,7 @@ pub struct Placed {
     pub name: WorkloadName,
     /// Kubernetes' pod UID; empty elsewhere.
     pub uid: String,
-    /// It is this agent's for as long as it runs: if discovery takes it away, it is gone.
+    /// It is this agent's for as long as it is there, whatever discovery tells later.
     pub stamped: bool,
     /// None, while the platform has told of none.
     pub addresses: Vec<IpAddr>,

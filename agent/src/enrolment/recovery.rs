@@ -4,7 +4,7 @@ use super::{Enrolment, EnrolmentError, Members, Missing, Tenure};
 use crate::netns::{self, Netns};
 use crate::passing::Inherited;
 use crate::pod;
-use crate::record::Record;
+use crate::record::{Bond, Record};
 use duet_core::WorkloadName;
 use duet_ebpf::NetnsCookie;
 use std::collections::HashSet;
@@ -30,7 +30,15 @@ impl Enrolment {
             pod::forget(&self.interception, cookie);
         }
         for (netns, entry) in entries {
+            let held = self.interception.hold_steering(netns).is_ok();
             match Record::read(&entry) {
+                Some(record) if record.bond == Bond::Deleted => {
+                    if held || netns::find_by_process(record.file_id).is_some() {
+                        members.leaving.insert(netns, record);
+                    } else {
+                        pod::forget(&self.interception, netns);
+                    }
+                }
                 Some(record) => {
                     let missing = Missing {
                         netns,
@@ -38,16 +46,7 @@ impl Enrolment {
                         why: String::new(),
                     };
                     let name = missing.record.workload.clone();
-                    let (older, younger) = match members.missing.remove(&name) {
-                        Some(other) if other.netns < missing.netns => (Some(other), missing),
-                        Some(other) => (Some(missing), other),
-                        None => (None, missing),
-                    };
-                    members.missing.insert(name, younger);
-                    // It was deleted, and another has its name since.
-                    if let Some(older) = older {
-                        self.leave(&mut members, older.netns, older.record);
-                    }
+                    members.missing.insert(name, missing);
                 }
                 None => pod::forget(&self.interception, netns),
             }

@@ -98,6 +98,7 @@ impl Enrolment {
         }
         members.present.clear();
         members.missing.clear();
+        members.leaving.clear();
         members.inherited.clear();
         self.count(&members);
     }
