@@ -62,6 +62,8 @@ pub enum EnrolmentError {
          duet.dev/mode: none, or sidecar"
     )]
     Placed(WorkloadName),
+    #[error("{0} was deleted: it is refused until its network namespace is gone")]
+    Deleted(WorkloadName),
     #[error("this agent hands over to another: {}", crate::api::ASK_AGAIN)]
     HandingOver,
     #[error("cannot register a metric: {0}")]
@@ -248,7 +250,8 @@ impl Enrolment {
     ) -> Result<bool, EnrolmentError> {
         let mut members = self.holding().await?;
         check(&netns)?;
-        let record = Record::of_pod(&netns, pod);
+        let mut record = Record::of_pod(&netns, pod);
+        record.bond = record.bond.max(members.bond(&pod.name, &pod.uid));
         let left = members.leaving.get(&netns.cookie());
         if let Some(left) = left.filter(|left| left.uid != record.uid) {
             let (path, by) = (netns.path().to_owned(), left.workload.clone());
@@ -271,6 +274,8 @@ impl Enrolment {
             Err(EnrolmentError::Placed(name.clone()))
         } else if self.expel(&mut members, name).await {
             Ok(())
+        } else if members.leaving.values().any(|left| left.workload == *name) {
+            Err(EnrolmentError::Deleted(name.clone()))
         } else {
             Err(EnrolmentError::Unknown(name.clone()))
         }
@@ -289,12 +294,7 @@ impl Enrolment {
                 None => self.let_go(&mut members, &name).await,
             }
         }
-        let left = members.leaving.keys().copied();
-        let left = left.filter(|netns| self.interception.is_gone(*netns));
-        for netns in left.collect::<Vec<_>>() {
-            members.leaving.remove(&netns);
-            pod::forget(&self.interception, netns);
-        }
+        self.see_off(&mut members);
         self.count(&members);
         let is_settled = |pod: &&Placed| {
             members.present.get(&pod.name).is_some_and(|member| {
@@ -431,20 +431,34 @@ impl Enrolment {
         });
     }
 
-    /// The platform may have changed its mind, or an earlier agent not have known.
+    /// An earlier agent may not have known of it. It is never undone: whoever tells
+    /// otherwise may be an older duet-control.
     fn bind(&self, members: &mut Members, pod: &Placed) {
         let bond = Bond::of(pod);
-        if let Some(member) = members.present.get_mut(&pod.name)
-            && member.record.bond != bond
-        {
-            member.record.bond = bond;
-            if let Err(error) = member.pod.amend(&member.record) {
-                tracing::error!(workload = %pod.name, %error, "the next agent may open it");
+        let present = members.present.get_mut(&pod.name);
+        let present = present.map(|one| (one.pod.netns().cookie(), &mut one.record));
+        let missing = members.missing.get_mut(&pod.name);
+        let missing = missing.map(|one| (one.netns, &mut one.record));
+        for (netns, record) in present.into_iter().chain(missing) {
+            if record.bond >= bond {
+                continue;
+            }
+            let bound = Record {
+                bond,
+                ..record.clone()
+            };
+            match self.write(netns, &bound) {
+                Ok(()) => *record = bound,
+                Err(error) => {
+                    tracing::error!(workload = %pod.name, %error, "the next agent may open it");
+                }
             }
         }
-        if let Some(missing) = members.missing.get_mut(&pod.name) {
-            missing.record.bond = bond;
-        }
+    }
+
+    fn write(&self, netns: NetnsCookie, record: &Record) -> Result<(), PodError> {
+        let entry = record.write()?;
+        Ok(self.interception.maps().enrol(netns, entry)?)
     }
 
     /// Discovery does not give it to this agent any more. One that was bound to it has been
@@ -508,17 +522,44 @@ impl Enrolment {
     /// From here on it may not go around an agent that is away, and the next agent knows.
     fn leave(&self, members: &mut Members, netns: NetnsCookie, mut record: Record) {
         record.bond = Bond::Deleted;
-        let maps = self.interception.maps();
+        self.close(netns, &record);
         let name = &record.workload;
-        let marked = record.write().and_then(|entry| {
-            maps.set_open(netns, false)?;
-            Ok(maps.enrol(netns, entry)?)
-        });
-        if let Err(error) = marked {
-            tracing::error!(workload = %name, %error, "the next agent may serve it again");
-        }
         tracing::info!(workload = %name, "deleted: refused while its network namespace is there");
         members.leaving.insert(netns, record);
+    }
+
+    fn close(&self, netns: NetnsCookie, deleted: &Record) {
+        let name = &deleted.workload;
+        if let Err(error) = self.interception.maps().set_open(netns, false) {
+            tracing::error!(workload = %name, %error, "it may go around the mesh");
+        }
+        if let Err(error) = self.write(netns, deleted) {
+            tracing::error!(workload = %name, %error, "the next agent may serve it again");
+        }
+    }
+
+    /// Forgets deleted pods whose namespaces are gone. A link that leads nowhere may have been
+    /// detached by somebody; then it is made again.
+    fn see_off(&self, members: &mut Members) {
+        let gone = members.leaving.iter();
+        let gone = gone.filter(|(netns, _)| self.interception.is_gone(**netns));
+        let gone: Vec<_> = gone
+            .map(|(netns, record)| (*netns, record.clone()))
+            .collect();
+        for (netns, record) in gone {
+            match recovery::find(&record, netns, None) {
+                Some(found) => {
+                    if let Err(error) = self.interception.steer(&found) {
+                        tracing::error!(workload = %record.workload, %error, "steering it again");
+                    }
+                }
+                None => {
+                    members.leaving.remove(&netns);
+                    pod::forget(&self.interception, netns);
+                    tracing::info!(workload = %record.workload, "removed");
+                }
+            }
+        }
     }
 
     /// Nobody listens there any more.
@@ -680,6 +721,14 @@ impl Members {
             .find(|record| record.workload == *name)?
             .uid
             .as_ref()
+    }
+
+    /// Of the pod with this UID.
+    fn bond(&self, name: &WorkloadName, uid: &str) -> Bond {
+        let mut records = self.records();
+        let record =
+            records.find(|record| record.workload == *name && record.uid.as_deref() == Some(uid));
+        record.map_or(Bond::Loose, |record| record.bond)
     }
 
     fn is_bound(&self, name: &WorkloadName) -> bool {

@@ -288,12 +288,15 @@ impl Interception {
         matches!(target, Ok(LinkTarget::Netns(inode)) if inode != 0)
     }
 
-    /// Whether a namespace is known to exist no more.
+    /// Whether a link leads to a namespace no more, or there is none: the namespace may be
+    /// gone, or somebody has detached it.
     pub fn is_gone(&self, netns: NetnsCookie) -> bool {
-        let pin = self.layout.pod(netns);
-        let held = self.held.lock();
-        let link = held.get(&pin).map(|link| sys::link_info(link.as_fd()));
-        matches!(link, Some(Ok(info)) if info.target == LinkTarget::Netns(0))
+        match self.held.lock().get(&self.layout.pod(netns)) {
+            Some(link) => {
+                sys::link_info(link.as_fd()).is_ok_and(|info| info.target == LinkTarget::Netns(0))
+            }
+            None => true,
+        }
     }
 
     /// Has the link to a namespace open that an earlier agent enrolled, so that it is not

@@ -27,7 +27,7 @@ pub struct Record {
 }
 
 /// For how long a namespace is the agent's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Bond {
     /// Until somebody says otherwise.
     #[default]
@@ -53,7 +53,8 @@ impl Bond {
         match self {
             Self::Loose => b"",
             Self::Bound => b"bound",
-            Self::Deleted => b"deleted",
+            // No longer than the other, whose room it takes.
+            Self::Deleted => b"gone",
         }
     }
 

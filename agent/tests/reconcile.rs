@@ -7,6 +7,7 @@ mod world;
 
 use daemon::{Agent, enrol, eventually, log_of, refused, told};
 use discovery::Discovery;
+use duet_agent::netns::Netns;
 use duet_core::api::Placement;
 use std::fs;
 use std::io::ErrorKind;
@@ -155,6 +156,13 @@ fn a_deleted_pod_is_refused_while_its_namespace_is_there() {
             eventually(|| agent.ready().0 == 200);
             assert!(is_enrolled(world, "web-0", &second));
             assert!(list(world).contains(refused), "{}", list(world));
+            refuses(&world.a, out);
+
+            // Somebody detaches its link.
+            let cookie = Netns::open(&world.a.path).unwrap().cookie();
+            let pin = world.bpffs.join(format!("v1/pods/{cookie}"));
+            duet_agent::interception::unpin(&pin).unwrap();
+            eventually(|| pin.exists());
             refuses(&world.a, out);
 
             // As the runtime does when it removes the sandbox.

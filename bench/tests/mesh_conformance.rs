@@ -58,18 +58,15 @@ fn run(placement: Placement) {
             .unwrap();
 
         let mut checks = Checks::default();
-        for (name, pod, to) in [
-            ("to the application", "client", (shop.v4, 80).into()),
-            ("to a client outside", "outsider", server.at(HTTP2)),
-            (
-                "to a peer",
-                "outsider",
-                SocketAddr::from(([127, 0, 0, 1], FORWARDED)),
-            ),
+        let forwarded = SocketAddr::from(([127, 0, 0, 1], FORWARDED));
+        for (name, pod, to, refused) in [
+            ("to the application", "client", (shop.v4, 80).into(), false),
+            ("to a client outside", "outsider", server.at(HTTP2), false),
+            // h2spec cannot say where a peer's request is to go.
+            ("to a peer", "outsider", forwarded, true),
         ] {
-            checks
-                .run_within(PATIENCE, name, conforms(&mesh, pod, to))
-                .await;
+            let conforms = conforms(&mesh, pod, to, refused);
+            checks.run_within(PATIENCE, name, conforms).await;
         }
         checks.assert_all_passed();
     });
@@ -78,7 +75,9 @@ fn run(placement: Placement) {
 /// Some of its cases wait for what must not come.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(300);
 
-async fn conforms(mesh: &Mesh, pod: &str, to: SocketAddr) -> Result<()> {
+/// Where all requests are refused, at once, the whole answer may be there before what is wrong
+/// with the rest of the request, which is then discarded (RFC 9113, 8.1).
+async fn conforms(mesh: &Mesh, pod: &str, to: SocketAddr, refused: bool) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let report = dir.path().join("junit.xml");
     let (host, port) = (to.ip().to_string(), to.port().to_string());
@@ -88,19 +87,25 @@ async fn conforms(mesh: &Mesh, pod: &str, to: SocketAddr) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stdout);
     let cases = cases(&std::fs::read_to_string(&report)?);
     ensure!(cases.len() > 140, "{} cases were run: {said}", cases.len());
-    let failed: BTreeSet<_> = cases
+    let failed = cases
         .iter()
-        .filter(|(_, passed)| !passed)
-        .map(|(it, _)| it)
-        .collect();
+        .filter_map(|(case, seen)| Some((case, seen.as_ref()?)));
     let explained = |case: &str| EXPLAINED.iter().any(|(known, _)| *known == case);
-    let unexplained: Vec<_> = failed.iter().filter(|case| !explained(case)).collect();
+    let unexplained: BTreeSet<_> = failed
+        .filter(|(case, seen)| !(explained(case) || refused && is_answer(seen)))
+        .collect();
     ensure!(unexplained.is_empty(), "{unexplained:#?}\n{said}");
     Ok(())
 }
 
-/// Each test case of a JUnit report, and whether it passed.
-fn cases(report: &str) -> Vec<(String, bool)> {
+/// The last of an answer, or what may come behind it: the window that its request gives back.
+fn is_answer(seen: &str) -> bool {
+    let is_end = seen.contains("DATA Frame (") && seen.contains("flags:0x01");
+    is_end || seen.contains("WINDOW_UPDATE Frame (")
+}
+
+/// Each test case of a JUnit report, and if it failed, what was seen instead.
+fn cases(report: &str) -> Vec<(String, Option<String>)> {
     let cases = report.split("<testcase ").skip(1);
     cases
         .map(|case| {
@@ -112,9 +117,10 @@ fn cases(report: &str) -> Vec<(String, bool)> {
             };
             let whole = case.split("</testcase>").next().unwrap_or_default();
             let passed = !whole.contains("<failure") && !whole.contains("<error");
+            let seen = whole.rsplit("Actual:").next().unwrap_or_default();
             (
                 format!("{}: {}", attribute("package"), attribute("classname")),
-                passed,
+                (!passed).then(|| seen.to_owned()),
             )
         })
         .collect()

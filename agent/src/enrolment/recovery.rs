@@ -3,7 +3,7 @@
 use super::{Enrolment, EnrolmentError, Members, Missing, Tenure};
 use crate::netns::{self, Netns};
 use crate::passing::Inherited;
-use crate::pod;
+use crate::pod::{self, PodError};
 use crate::record::{Bond, Record};
 use duet_core::WorkloadName;
 use duet_ebpf::NetnsCookie;
@@ -30,14 +30,16 @@ impl Enrolment {
             pod::forget(&self.interception, cookie);
         }
         for (netns, entry) in entries {
-            let held = self.interception.hold_steering(netns).is_ok();
+            let held = self.interception.hold_steering(netns);
             match Record::read(&entry) {
                 Some(record) if record.bond == Bond::Deleted => {
-                    if held || netns::find_by_process(record.file_id).is_some() {
-                        members.leaving.insert(netns, record);
-                    } else {
-                        pod::forget(&self.interception, netns);
+                    self.close(netns, &record);
+                    if held.is_err()
+                        && let Some(found) = find(&record, netns, None)
+                    {
+                        self.interception.steer(&found).map_err(PodError::from)?;
                     }
+                    members.leaving.insert(netns, record);
                 }
                 Some(record) => {
                     let missing = Missing {
@@ -64,7 +66,7 @@ impl Enrolment {
             };
             let netns = missing.netns;
             let record = missing.record.clone();
-            let why = match find(missing, members.inherited.get(&netns)) {
+            let why = match find(&missing.record, netns, members.inherited.get(&netns)) {
                 Some(found) => {
                     let ready = Some(self.ready_guard(&name));
                     let record = record.found_at(&found);
@@ -96,9 +98,13 @@ impl Enrolment {
 }
 
 /// By the file that an earlier process had open, or else by where it was found.
-fn find(missing: &Missing, inherited: Option<&Inherited>) -> Option<Netns> {
-    let Record { path, file_id, .. } = &missing.record;
-    let is_it = |netns: &Netns| netns.cookie() == missing.netns;
+pub(super) fn find(
+    record: &Record,
+    cookie: NetnsCookie,
+    inherited: Option<&Inherited>,
+) -> Option<Netns> {
+    let Record { path, file_id, .. } = record;
+    let is_it = |netns: &Netns| netns.cookie() == cookie;
     let passed = || {
         let file = inherited?.file.as_ref()?.try_clone().ok()?;
         Netns::of(file.into(), path).ok().filter(is_it)

@@ -85,6 +85,10 @@ impl Enrolment {
         for member in members.present.values_mut() {
             member.pod.steer_again()?;
         }
+        // The successor may have known nothing of it.
+        for (netns, record) in &members.leaving {
+            self.close(*netns, record);
+        }
         Ok(())
     }
 
