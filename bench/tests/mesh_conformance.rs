@@ -98,10 +98,11 @@ async fn conforms(mesh: &Mesh, pod: &str, to: SocketAddr, refused: bool) -> Resu
     Ok(())
 }
 
-/// The last of an answer, or what may come behind it: the window that its request gives back.
+/// The last of an answer, or what comes behind it: the window that its request gives back, and
+/// that the rest of the request is not wanted.
 fn is_answer(seen: &str) -> bool {
     let is_end = seen.contains("DATA Frame (") && seen.contains("flags:0x01");
-    is_end || seen.contains("WINDOW_UPDATE Frame (")
+    is_end || seen.contains("WINDOW_UPDATE Frame (") || seen.contains("RST_STREAM Frame (length:")
 }
 
 /// Each test case of a JUnit report, and if it failed, what was seen instead.
