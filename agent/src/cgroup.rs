@@ -1,7 +1,8 @@
 //! The cgroup whose processes' connections are looked at.
 
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, Statfs, fstatfs, statfs};
 use procfs::process::{MountInfo, Process};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
@@ -27,6 +28,8 @@ pub struct Cgroup {
     directory: File,
     path: PathBuf,
     id: u64,
+    /// The cgroups that it is in, nearest first.
+    above: Vec<PathBuf>,
     place: Place,
 }
 
@@ -54,14 +57,17 @@ impl Cgroup {
         };
         let directory = File::open(&path).map_err(open)?;
         let metadata = directory.metadata().map_err(open)?;
-        let fs = nix::sys::statfs::fstatfs(&directory).map_err(|error| open(error.into()))?;
-        if fs.filesystem_type() != nix::sys::statfs::CGROUP2_SUPER_MAGIC {
+        if !is_v2(fstatfs(&directory)).map_err(open)? {
             return Err(CgroupError::NotV2 { path });
         }
-        let place = place(&mounts()?, &path.canonicalize().map_err(open)?);
+        let real = path.canonicalize().map_err(open)?;
+        let place = place(&mounts()?, &real);
+        let above = real.ancestors().skip(1);
+        let above = above.take_while(|path| is_v2(statfs(*path)).unwrap_or(false));
         Ok(Self {
             directory,
             id: metadata.ino(),
+            above: above.map(Path::to_owned).collect(),
             place: place.ok_or(CgroupError::NoHierarchy)?,
             path,
         })
@@ -74,6 +80,17 @@ impl Cgroup {
     /// What the kernel calls it in a link.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Where another would be made in its place: in the one above it, unless that is made
+    /// again itself.
+    pub fn above(&self) -> impl Iterator<Item = &Path> {
+        self.above.iter().map(PathBuf::as_path)
+    }
+
+    /// Whether its path leads to it still.
+    pub fn is_there(&self) -> bool {
+        fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.id)
     }
 
     /// Whether a process is in it or below, by its /proc/PID/cgroup.
@@ -111,6 +128,10 @@ impl Place {
             other.up == self.up && other.down.starts_with(&self.down)
         }
     }
+}
+
+fn is_v2(found: nix::Result<Statfs>) -> io::Result<bool> {
+    Ok(found?.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
 fn mounts() -> Result<Vec<MountInfo>, CgroupError> {

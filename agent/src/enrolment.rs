@@ -20,6 +20,7 @@ use crate::passing::Inherited;
 use crate::pod::{self, Pod, PodError};
 use crate::record::Record;
 use crate::sandbox;
+use crate::watch::Watch;
 use duet_core::{Placed, Proxy, ReadyGuard, Workload, WorkloadName, vital};
 use duet_ebpf::NetnsCookie;
 use prometheus::{IntGaugeVec, Opts};
@@ -33,8 +34,8 @@ use tokio::sync::{Mutex, MutexGuard, Notify};
 /// How often programs, namespaces and what could not be taken up are looked at.
 pub const SWEEP: Duration = Duration::from_secs(2);
 
-/// How often the cgroup is looked at. One that is removed and made again is without programs
-/// until it is found.
+/// How often the cgroup is looked at besides, should the kernel not have told of another in
+/// its place. That is without programs until it is found.
 const GLANCE: Duration = Duration::from_millis(50);
 
 /// How long /ready waits for a workload's certificate. One that nobody certifies
@@ -282,6 +283,13 @@ impl Enrolment {
         }
     }
 
+    /// Whatever has become of the programs or their cgroup, they are in effect for whom
+    /// starts now.
+    pub async fn assure(&self) -> Result<(), EnrolmentError> {
+        let _members = self.holding().await?;
+        Ok(self.attach_again()?)
+    }
+
     /// Lets go of the pods that discovery no longer gives to this agent, by their
     /// UIDs. Returns those of `placed` that are not enrolled, or may have got
     /// another namespace since.
@@ -377,9 +385,7 @@ impl Enrolment {
         ready: Option<ReadyGuard>,
     ) -> Result<(), PodError> {
         // Nothing runs in it before the programs are where they have to be.
-        if self.interception.is_displaced() {
-            self.interception.heal()?;
-        }
+        self.follow_cgroup()?;
         let path = netns.path().display().to_string();
         let name = record.workload.clone();
         let cookie = netns.cookie();
@@ -481,6 +487,7 @@ impl Enrolment {
     async fn watch(self: Arc<Self>, initial: ReadyGuard) {
         let mut initial = Some(initial);
         let mut guard: Option<(String, ReadyGuard)> = None;
+        let mut cgroups = Watch::new();
         loop {
             let trouble = self.sweep().await;
             match trouble {
@@ -493,15 +500,16 @@ impl Enrolment {
                 None => guard = None,
             }
             initial.take();
-            self.rest().await;
+            self.rest(&mut cgroups).await;
         }
     }
 
     /// Until it is time for the next sweep.
-    async fn rest(&self) {
+    async fn rest(&self, cgroups: &mut Watch) {
         let until = Instant::now() + SWEEP;
         loop {
-            tokio::time::sleep(GLANCE).await;
+            let _ = tokio::time::timeout(GLANCE, cgroups.changed(|_| true)).await;
+            cgroups.on(self.interception.cgroup().above());
             if Instant::now() >= until || self.interception.is_displaced() {
                 return;
             }
@@ -510,8 +518,13 @@ impl Enrolment {
 
     /// What is wrong with the redirection, if anything is.
     async fn sweep(&self) -> Option<String> {
-        self.interception.maps().forget_remains();
         let mut members = self.members.lock().await;
+        if members.tenure != Tenure::Going {
+            // Before all else: for so long its processes go around the mesh. What fails is
+            // told below.
+            let _ = self.follow_cgroup();
+        }
+        self.interception.maps().forget_remains();
         match members.tenure {
             // The links have this agent's programs already, and it removes nobody.
             Tenure::Coming => return self.interception.verify().err(),
@@ -547,11 +560,24 @@ impl Enrolment {
         })
     }
 
-    /// Whatever somebody has taken out of the kernel's way is put back.
-    fn heal(&self, members: &mut Members) -> Result<(), PodError> {
+    /// The programs went with their cgroup, and belong on the one in its place.
+    fn follow_cgroup(&self) -> Result<(), PodError> {
+        match self.interception.is_displaced() {
+            true => self.attach_again(),
+            false => Ok(()),
+        }
+    }
+
+    fn attach_again(&self) -> Result<(), PodError> {
         if self.interception.heal()? {
             tracing::error!("the eBPF programs were no longer in effect: attached again");
         }
+        Ok(())
+    }
+
+    /// Whatever somebody has taken out of the kernel's way is put back.
+    fn heal(&self, members: &mut Members) -> Result<(), PodError> {
+        self.attach_again()?;
         for member in members.present.values_mut() {
             if let Err(why) = member.pod.verify() {
                 member.pod.steer_again()?;

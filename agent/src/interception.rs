@@ -136,8 +136,13 @@ impl Interception {
         Ok(new)
     }
 
-    /// Puts this agent's programs into the links again, after another's were there.
+    /// Puts this agent's programs into the links again, after another's were there; and on
+    /// the cgroup that is there now.
     pub fn reattach(&self) -> Result<(), InterceptionError> {
+        let cgroup = self.cgroup();
+        if !cgroup.is_there() {
+            *self.cgroup.lock() = Arc::new(Cgroup::open(Some(cgroup.path()))?);
+        }
         let mut object = load(&mut self.loader.lock(), 0)?;
         *self.programs.lock() = attach_all(&mut object, &self.layout, &self.cgroup())?;
         self.hold_all()
@@ -185,12 +190,7 @@ impl Interception {
     /// Puts right what somebody has undone: programs detached, or the cgroup deleted and
     /// made again. True if there was anything.
     pub fn heal(&self) -> Result<bool, InterceptionError> {
-        let is_another = self.is_displaced();
-        if is_another {
-            let cgroup = Cgroup::open(Some(self.cgroup().path()))?;
-            *self.cgroup.lock() = Arc::new(cgroup);
-        }
-        let is_amiss = is_another || self.verify().is_err();
+        let is_amiss = self.is_displaced() || self.verify().is_err();
         if is_amiss {
             self.reattach()?;
         }

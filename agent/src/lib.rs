@@ -35,3 +35,4 @@ pub mod supervisor;
 #[expect(unsafe_code, reason = "bpf(2); each use says why it is sound")]
 pub mod sys;
 pub mod tally;
+mod watch;

@@ -88,8 +88,8 @@ struct PlaceArgs {
 
     /// The cgroup, of version 2, whose processes may be redirected. Default: the
     /// root, that is all processes. One that may be removed and made again while pods are
-    /// enrolled is not for it: until that is noticed, within 50 ms, its processes go around
-    /// the mesh.
+    /// enrolled is not for it: until the agent has followed, milliseconds if it runs, its
+    /// processes go around the mesh. Pods that wait for the CNI plugin wait for that too.
     #[arg(long, env = "DUET_CGROUP", value_name = "DIR")]
     cgroup: Option<PathBuf>,
 }

@@ -10,6 +10,9 @@ use std::time::Duration;
 /// A file half written that is older was left behind by an agent that died.
 const ABANDONED: Duration = Duration::from_secs(60);
 
+/// What a file half written ends in.
+const UNFINISHED: &str = ".duet-new";
+
 /// By which a file is known again that nobody has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
@@ -90,7 +93,12 @@ pub fn sync_directory(of: &Path) -> io::Result<()> {
 /// A name that no runtime reads, and the same for every agent: two do not write at once.
 fn beside(place: &Path) -> PathBuf {
     let name = place.file_name().unwrap_or_default().to_string_lossy();
-    place.with_file_name(format!(".{name}.duet-new"))
+    place.with_file_name(format!(".{name}{UNFINISHED}"))
+}
+
+/// Whether a name is of a file that is being written by [`put`].
+pub fn is_unfinished(name: &[u8]) -> bool {
+    name.ends_with(UNFINISHED.as_bytes())
 }
 
 /// For nobody else to read until it has its mode.

@@ -9,18 +9,21 @@ use crate::interception::{Before, Interception};
 use crate::keeper::{BEAT, Keeper, Left};
 use crate::passing::Inherited;
 use crate::programs::Costs;
+use crate::put;
 use crate::reconcile::Reconciler;
 use crate::succession::{Parts, Succession, aside};
 use crate::tally::{Counters, Tally};
+use crate::watch::Watch;
 use duet_core::{Error, Ports, Proxy, ProxyArgs, ReadyGuard, TenancyArgs, WorkloadName, vital};
 use duet_ebpf::NetnsCookie;
 use std::collections::{BTreeSet, HashMap};
+use std::future::pending;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How long a successor waits for the certificates that its predecessor has. With
@@ -32,6 +35,10 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// Before one whose predecessor hands nothing over asks again, or looks whether it is gone.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// So many times in a row something may be amiss with the CNI plugin at once after a change.
+/// Then it is looked at by the clock again: somebody else may insist on another chain.
+const AT_ONCE: u32 = 10;
 
 pub struct Settings {
     pub node: String,
@@ -321,7 +328,10 @@ async fn look_after_plugin(install: Install, ready: ReadyGuard, succession: Arc<
 async fn keep_installed(install: Install, ready: ReadyGuard, until: &CancellationToken) {
     let mut ready = Some(ready);
     let mut trouble = None;
+    let mut watch = Watch::new();
+    let (mut is_early, mut at_once) = (false, AT_ONCE);
     loop {
+        watch.on([install.configurations.as_path()]);
         let work = install.clone();
         let looked = tokio::task::spawn_blocking(move || work.look()).await;
         match looked.map_err(std::io::Error::other).flatten() {
@@ -329,10 +339,13 @@ async fn keep_installed(install: Install, ready: ReadyGuard, until: &Cancellatio
                 if installed == Installed::Now {
                     let place = install.configurations.display();
                     tracing::info!(configurations = %place, "CNI plugin installed");
+                    at_once = at_once.saturating_sub(1);
                 }
                 ready.take();
                 trouble = None;
             }
+            // Most likely it is being written just now.
+            Err(_) if is_early => at_once = at_once.saturating_sub(1),
             Err(error) => {
                 let error = error.to_string();
                 if trouble.as_ref() != Some(&error) {
@@ -341,8 +354,19 @@ async fn keep_installed(install: Install, ready: ReadyGuard, until: &Cancellatio
                 }
             }
         }
-        if until.run_until_cancelled(sleep(cni::LOOK)).await.is_none() {
-            return;
+        let changed = async {
+            match at_once {
+                0 => pending().await,
+                _ => watch.changed(|name| !put::is_unfinished(name)).await,
+            }
+        };
+        let next = until.run_until_cancelled(timeout(cni::LOOK, changed)).await;
+        is_early = match next {
+            None => return,
+            Some(changed) => changed.is_ok(),
+        };
+        if !is_early {
+            at_once = AT_ONCE;
         }
     }
 }

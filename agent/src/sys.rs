@@ -1,5 +1,6 @@
 //! The system calls that no crate here wraps: a few commands of bpf(2), and one
-//! socket option. This is the only unsafe code in the agent.
+//! socket option; and what a caller of tokio has to promise. This is the only unsafe
+//! code in the agent.
 
 use aya::Pod;
 use duet_ebpf::{Appearance, Enrolled, ListenerKey, NetnsCookie, OwnAddress, Source, Target};
@@ -10,6 +11,8 @@ use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// A key or value in a map, as both sides see it.
 #[repr(transparent)]
@@ -63,6 +66,13 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<NetnsCookie> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// For a task to wait until there is something to read.
+pub fn readable(file: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: it is open for as long as it is registered, and under the one number: both
+    // have the one owner, who gives it away to nobody.
+    Ok(unsafe { AsyncFd::register_with_interest(file, Interest::READABLE)? })
 }
 
 /// Opens what is pinned at `path`. BPF_OBJ_GET.

@@ -19,8 +19,8 @@ use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
-use world::{PATIENCE, TestPod, Wire, leads_to_the_agent, test};
+use std::time::{Duration, Instant};
+use world::{PATIENCE, TestPod, Wire, has_programs, leads_to_the_agent, tell, test};
 
 fn connect(pod: &TestPod, to: &str) -> std::io::Result<TcpStream> {
     let to: SocketAddr = to.parse().unwrap();
@@ -261,6 +261,51 @@ fn who_is_enrolled_after_the_cgroup_was_made_again_is_redirected_from_the_start(
             let began = Instant::now();
             eventually(|| is_redirected_in(&below.cgroup, &world.a));
             assert!(began.elapsed() < SWEEP, "{:?}", began.elapsed());
+        },
+    );
+}
+
+/// Deletes a cgroup, and the one above it, and makes them again. Returns how long it then
+/// takes until all programs are on it.
+fn make_again(cgroup: &Path) -> Duration {
+    for gone in [cgroup, cgroup.parent().unwrap()] {
+        eventually(|| fs::remove_dir(gone).is_ok());
+    }
+    fs::create_dir_all(cgroup).unwrap();
+    let began = Instant::now();
+    while !has_programs(cgroup) {
+        assert!(began.elapsed() < SWEEP, "it is not found");
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    began.elapsed()
+}
+
+#[test]
+fn a_cgroup_made_again_has_the_programs_told_of_it_or_not() {
+    test(
+        "a_cgroup_made_again_has_the_programs_told_of_it_or_not",
+        |world| {
+            let below = world.below("above").below("pods");
+            let after = |what: &str, agent: Agent| {
+                let mut took: Vec<Duration> = (0..20)
+                    .map(|round| {
+                        // Anywhere between two looks.
+                        std::thread::sleep(Duration::from_millis(100 + 7 * round));
+                        make_again(&below.cgroup)
+                    })
+                    .collect();
+                drop(agent);
+                took.sort();
+                let (middle, most) = (took[took.len() / 2], took[took.len() - 1]);
+                tell(&format!(
+                    "from mkdir to the programs, {what}: {middle:.1?} in the middle, {most:.1?} at most"
+                ));
+                middle
+            };
+            let told = after("told by inotify", Agent::start(&below));
+            let looking = daemon::without_inotify(|| Agent::start(&below));
+            assert!(log_of(world).contains("no inotify"));
+            assert!(told < after("by looking", looking));
         },
     );
 }

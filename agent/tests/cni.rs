@@ -10,6 +10,7 @@ mod world;
 
 use daemon::{Agent, BINARY, ask, eventually, log_of};
 use discovery::Discovery;
+use duet_agent::cni::LOOK;
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::Write;
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use world::{PATIENCE, TestPod, World, leads_to_the_agent, test};
+use world::{PATIENCE, TestPod, Wire, World, leads_to_the_agent, tell, test};
 
 /// Where Debian, and where everybody else, has the plugins.
 const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
@@ -27,6 +28,9 @@ const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 const CNITOOL: &str = "github.com/containernetworking/cni/cnitool";
 
 const NETWORK: &str = "pods";
+
+/// What a pod says to another.
+const SAID: &str = "how-do-you-do";
 
 /// A container runtime's directories.
 struct Runtime<'a> {
@@ -257,6 +261,59 @@ fn plugin(command: &str, configuration: &str) -> (bool, Value) {
     (output.status.success(), said)
 }
 
+/// The plugin for a pod that is to be meshed, behind none that made its network.
+fn add(world: &World, pod: &TestPod, name: &str, uid: &str) -> Result<(), String> {
+    let configuration = json!({
+        "cniVersion": "1.0.0",
+        "name": NETWORK,
+        "type": "duet-cni",
+        "socket": world.scratch().join("agent.sock"),
+        "runtimeConfig": {
+            "io.kubernetes.cri.pod-annotations": { "duet.dev/placement": "agent" },
+        },
+        "prevResult": { "cniVersion": "1.0.0" },
+    });
+    let pod_is = format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={name};K8S_POD_UID={uid}");
+    let mut child = Command::new(BINARY)
+        .env("CNI_COMMAND", "ADD")
+        .env("CNI_NETNS", &pod.path)
+        .env("CNI_ARGS", pod_is)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input
+        .write_all(configuration.to_string().as_bytes())
+        .unwrap();
+    drop(input);
+    let output = child.wait_with_output().unwrap();
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8(output.stdout).unwrap()),
+    }
+}
+
+/// The first process of a pod: it says something to somebody, in a cgroup that is its own.
+fn say_from(cgroup: &Path, pod: &TestPod, to: SocketAddr) {
+    let own = cgroup.join("pod");
+    fs::create_dir(&own).unwrap();
+    let script = format!(
+        "read -r && timeout 1 bash -c 'exec 3<>/dev/tcp/{}/{} && echo {SAID} >&3'",
+        to.ip(),
+        to.port()
+    );
+    let mut client = pod.run(|| {
+        let mut bash = Command::new("bash");
+        bash.args(["-c", &script]).stdin(Stdio::piped());
+        bash.spawn().unwrap()
+    });
+    fs::write(own.join("cgroup.procs"), client.id().to_string()).unwrap();
+    client.stdin.take().unwrap().write_all(b"\n").unwrap();
+    assert!(client.wait().unwrap().success());
+    eventually(|| fs::remove_dir(&own).is_ok());
+}
+
 fn is_redirected(pod: &TestPod, to: SocketAddr) -> bool {
     let stream = pod.run(|| TcpStream::connect_timeout(&to, PATIENCE));
     leads_to_the_agent(&stream.unwrap())
@@ -366,6 +423,137 @@ fn without_the_agent_a_meshed_pod_does_not_start_and_others_do() {
             runtime
                 .cnitool("del", &world.a, "web-0", &uid, Some("agent"))
                 .succeeded();
+        },
+    );
+}
+
+#[test]
+fn no_pod_begins_on_a_cgroup_without_the_programs() {
+    test("no_pod_begins_on_a_cgroup_without_the_programs", |world| {
+        let below = world.below("pods");
+        let cgroup = &below.cgroup;
+        let discovery = Discovery::start(world);
+        let control = discovery.control();
+        // It is not told of another cgroup: the plugin is sooner than its next look.
+        let agent = daemon::without_inotify(|| Agent::launch(&below, &control, "run", &[]));
+        eventually(|| ask(world, "list", &[]).status.success() && agent.ready().0 == 200);
+        let there = world.b.serve((Ipv4Addr::UNSPECIFIED, 0));
+        let to = SocketAddr::new(world.b.v4, there.port());
+        let said = |from: &TestPod| {
+            let wire = Wire::tap(&world.b);
+            say_from(cgroup, from, to);
+            wire.count(SAID.as_bytes())
+        };
+        assert_ne!(said(&world.a), 0, "the tap sees what there is");
+
+        let begin = |pod: &TestPod, number: u8| {
+            let (name, uid) = (format!("web-{number}"), world.uid(number));
+            discovery.place(&name, &uid, &[pod.v4, pod.v6]);
+            add(world, pod, &name, &uid)
+        };
+        begin(&world.b, 2).unwrap();
+        let gone = || eventually(|| fs::remove_dir(cgroup).is_ok());
+        for round in 0..20 {
+            gone();
+            fs::create_dir(cgroup).unwrap();
+            begin(&world.a, 1).unwrap();
+            assert_eq!(said(&world.a), 0, "{round}: {}", log_of(world));
+        }
+        gone();
+        let why = begin(&world.a, 1).unwrap_err();
+        assert!(why.contains("cannot open cgroup"), "{why}");
+        fs::create_dir(cgroup).unwrap();
+        begin(&world.a, 1).unwrap();
+        assert_eq!(said(&world.a), 0, "{}", log_of(world));
+    });
+}
+
+/// How long it takes until the plugin is in the chain after `write`, which takes it out.
+fn put_back(runtime: &Runtime<'_>, write: impl FnOnce()) -> Duration {
+    write();
+    let began = Instant::now();
+    while runtime.chain() != ["ptp", "duet-cni"] {
+        assert!(began.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    began.elapsed()
+}
+
+#[test]
+fn it_is_put_back_at_once_however_the_network_is_written() {
+    test(
+        "it_is_put_back_at_once_however_the_network_is_written",
+        |world| {
+            let runtime = Runtime {
+                world,
+                cnitool: PathBuf::new(),
+                plugins: "",
+            };
+            let directory = runtime.configurations();
+            let path = directory.join("10-pods.conflist");
+            fs::create_dir(&directory).unwrap();
+            fs::create_dir(runtime.programs()).unwrap();
+            runtime.write(&runtime.network());
+            let discovery = Discovery::start(world);
+            let agent = runtime.launch(&discovery, &[]);
+            eventually(|| ask(world, "list", &[]).status.success() && agent.ready().0 == 200);
+            let installed = || log_of(world).matches("CNI plugin installed").count();
+            assert_eq!(installed(), 1);
+
+            let in_place = || runtime.write(&runtime.network());
+            let by_name = || {
+                let beside = directory.join("new");
+                fs::write(&beside, runtime.network().to_string()).unwrap();
+                fs::rename(beside, &path).unwrap();
+            };
+            let anew = || {
+                fs::remove_file(&path).unwrap();
+                runtime.write(&runtime.network());
+            };
+            let ways: [(&str, &dyn Fn()); 3] = [
+                ("in place", &in_place),
+                ("by rename", &by_name),
+                ("anew", &anew),
+            ];
+            let mut took = Duration::ZERO;
+            for round in 1..=3 {
+                for (how, write) in ways {
+                    let it_took = put_back(&runtime, write);
+                    tell(&format!("written {how}, put back after {it_took:.1?}"));
+                    took += it_took;
+                }
+                // What it writes itself is nothing to be told of.
+                let written = fs::metadata(&path).unwrap().ino();
+                std::thread::sleep(LOOK + LOOK / 2);
+                assert_eq!(fs::metadata(&path).unwrap().ino(), written);
+                assert_eq!(installed(), 1 + round * ways.len(), "{}", log_of(world));
+            }
+            // By the clock alone it would be half of one each time.
+            assert!(took < 2 * LOOK, "{took:?}");
+            assert!(
+                !log_of(world).contains("not installed"),
+                "{}",
+                log_of(world)
+            );
+
+            // Another directory in its place.
+            put_back(&runtime, || {
+                fs::rename(&directory, world.scratch().join("old")).unwrap();
+                fs::create_dir(&directory).unwrap();
+                in_place();
+            });
+            let took = put_back(&runtime, in_place) + put_back(&runtime, by_name);
+            assert!(took < LOOK, "{took:?}");
+
+            // Somebody who insists is answered, and not raced.
+            std::thread::sleep(LOOK + LOOK / 2);
+            let (before, began) = (installed(), Instant::now());
+            while began.elapsed() < 3 * LOOK {
+                put_back(&runtime, in_place);
+            }
+            let answers = installed() - before;
+            assert!((3..60).contains(&answers), "{answers}");
+            assert!(agent.stop().success());
         },
     );
 }

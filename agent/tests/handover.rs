@@ -25,7 +25,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use world::{World, tell, test};
+use world::{World, has_programs, tell, test};
 
 const HANDOVERS: &str = "duet_agent_handovers_total";
 const CRASHES: &str = "duet_agent_proxy_restarts_total{reason=\"crash\"}";
@@ -483,6 +483,36 @@ fn a_pod_without_a_certificate_does_not_keep_the_others_waiting() {
             drop(agent);
         },
     );
+}
+
+#[test]
+fn a_cgroup_made_again_in_the_middle_is_followed() {
+    test("a_cgroup_made_again_in_the_middle_is_followed", |world| {
+        let below = world.below("pods");
+        let discovery = Discovery::start(world);
+        let addresses = [world.b.v4, world.b.v6];
+        discovery.put("web-9", "", &addresses, "node-1", Placement::Agent);
+        let control = discovery.control();
+        let agent = Agent::start_with(&below, &control);
+        enrol(world, "default/web-9", &world.b);
+        eventually(|| agent.ready().0 == 200);
+        // The next waits for a certificate that it will not have.
+        discovery.take_away("web-9");
+        let next = Agent::launch(&below, &control, "run", &PATIENT);
+        eventually(|| log_of(world).matches(" enrolled ").count() == 2);
+        std::fs::remove_dir(&below.cgroup).unwrap();
+        std::fs::create_dir(&below.cgroup).unwrap();
+        let began = Instant::now();
+        eventually(|| has_programs(&below.cgroup));
+        assert!(began.elapsed() < SWEEP, "{:?}", began.elapsed());
+        // The other is to take everything back, there.
+        assert_eq!(next.metric(HANDOVERS), 0.0);
+        next.kill();
+        std::fs::remove_dir(&below.cgroup).unwrap();
+        std::fs::create_dir(&below.cgroup).unwrap();
+        eventually(|| has_programs(&below.cgroup));
+        eventually(|| is_enrolled(world, "web-9") && agent.ready().0 == 200);
+    });
 }
 
 #[test]

@@ -388,6 +388,13 @@ fn a_cgroup_that_is_deleted_and_made_again_is_found() {
             assert!(agent.interception.heal().unwrap());
             agent.interception.verify().unwrap();
             assert!(!agent.interception.heal().unwrap());
+            std::fs::remove_dir(&cgroup).unwrap();
+            let why = agent.interception.heal().unwrap_err().to_string();
+            assert!(why.starts_with("cannot open cgroup"), "{why}");
+            // As one whose successor has given up.
+            std::fs::create_dir(&cgroup).unwrap();
+            agent.interception.reattach().unwrap();
+            agent.interception.verify().unwrap();
         },
     );
 }

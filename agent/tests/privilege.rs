@@ -113,6 +113,7 @@ fn whatever_it_is_started_with_it_keeps_what_it_needs() {
             let connect = || std::net::TcpStream::connect_timeout(&to, Duration::from_secs(5));
             assert!(world.a.run(connect).is_ok());
             eventually(|| ask(world, "list", &[]).status.success());
+            assert!(!log_of(world).contains("no inotify"));
             assert!(agent.stop().success(), "{}", log_of(world));
         },
     );
@@ -212,6 +213,7 @@ fn the_shipped_seccomp_profile_is_this_agents_and_enough() {
             eventually(|| agent.metric(crashes) == 1.0);
             eventually(|| told(world, "list", &[]).contains("\tenrolled"));
             assert!(world.a.run(connect).is_ok());
+            assert!(!log_of(world).contains("no inotify"));
             assert!(agent.stop().success(), "{}", log_of(world));
         },
     );

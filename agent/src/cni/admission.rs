@@ -50,5 +50,8 @@ pub async fn admit(proxy: &Proxy, enrolment: &Enrolment, sandbox: Sandbox) -> Re
         }
     };
     let enrolled = enrolment.enrol_pod(&placed, sandbox.netns, None).await;
-    enrolled.map(|_| true).map_err(|error| error.to_string())
+    enrolled.map_err(|error| error.to_string())?;
+    // Its processes come next.
+    let assured = enrolment.assure().await;
+    assured.map(|()| true).map_err(|error| error.to_string())
 }

@@ -1,8 +1,9 @@
 //! The plugin in the runtime's directories: put there, kept there, taken out.
 //!
 //! The runtime uses the first configuration by name, so that is the one to be chained
-//! into, whoever's it is. Its owner may write it anew at any time: it is looked at
-//! every [`LOOK`], and completed again ([`crate::put`] says how).
+//! into, whoever's it is. Its owner may write it anew at any time: it is looked at when
+//! the kernel tells of that ([`crate::watch`]) and every [`LOOK`], and completed again
+//! ([`crate::put`] says how).
 //!
 //! It is never chained into a network of a version that it does not speak: the runtime
 //! gives all plugins of a chain the one version, and none of its pods would start.
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Between two looks at the directories.
+/// Between two looks at the directories that nobody asked for.
 pub const LOOK: Duration = Duration::from_secs(1);
 
 /// The plugin's mode.

@@ -3,8 +3,12 @@
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 use super::world::{PATIENCE, TestPod, World};
+use nix::errno::Errno;
+use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -176,6 +180,23 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What is launched has no inotify, and looks for changes itself.
+pub fn without_inotify<T: Send>(launch: impl FnOnce() -> T + Send) -> T {
+    let filter = SeccompFilter::new(
+        BTreeMap::from([(libc::SYS_inotify_init1, Vec::new())]),
+        SeccompAction::Allow,
+        SeccompAction::Errno(Errno::EMFILE as u32),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    let filter: BpfProgram = filter.unwrap().try_into().unwrap();
+    let confined = || {
+        // Of this thread and its children.
+        apply_filter(&filter).unwrap();
+        launch()
+    };
+    std::thread::scope(|scope| scope.spawn(confined).join().unwrap())
 }
 
 /// Two ports that are free now. The address is this test's alone, so that nobody else's

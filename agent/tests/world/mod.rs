@@ -6,10 +6,11 @@
 
 #![allow(dead_code, reason = "each test file uses some of it")]
 
-use duet_agent::interception::Interception;
+use duet_agent::interception::{Interception, ON_CGROUP};
 use duet_agent::netns::Netns;
 use duet_agent::pod::Pod;
 use duet_agent::record::Record;
+use duet_agent::sys::effective_programs;
 use duet_core::{Capture, Direction, Kernel, WorkloadName};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
@@ -18,6 +19,7 @@ use socket2::SockRef;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Arc, mpsc};
@@ -190,6 +192,15 @@ fn remove_cgroup(cgroup: &Path) {
             _ => break,
         }
     }
+}
+
+/// Whether all programs are on a cgroup, besides those that the one above it has.
+pub fn has_programs(cgroup: &Path) -> bool {
+    let [above, own] = [cgroup.parent().unwrap(), cgroup].map(|it| File::open(it).unwrap());
+    ON_CGROUP.into_iter().all(|(_, point)| {
+        let count = |cgroup: &File| effective_programs(cgroup.as_fd(), point).unwrap().len();
+        count(&own) > count(&above)
+    })
 }
 
 /// A process that does nothing, for as long as this is kept.
