@@ -4,14 +4,37 @@ use crate::interception::Interception;
 use crate::netns::Netns;
 use duet_core::capture::{INBOUND_PORT, canonical};
 use duet_core::{Direction, Kernel, OrigDst};
+use duet_ebpf::{Appearance, Ip};
+use parking_lot::Mutex;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::{TcpSocket, TcpStream};
 
 pub struct PodKernel {
-    pub(crate) netns: Arc<Netns>,
-    pub(crate) interception: Arc<Interception>,
+    netns: Arc<Netns>,
+    interception: Arc<Interception>,
+    appearance: Mutex<Appearance>,
+}
+
+impl PodKernel {
+    pub fn new(netns: Arc<Netns>, interception: Arc<Interception>) -> Self {
+        let none = Appearance {
+            v4: Ip::NONE,
+            v6: Ip::NONE,
+        };
+        Self {
+            netns,
+            interception,
+            appearance: Mutex::new(none),
+        }
+    }
+
+    /// What the pod's redirected connections seem to come from, to itself and in what
+    /// is told of them.
+    pub fn appear(&self, as_: Appearance) {
+        *self.appearance.lock() = as_;
+    }
 }
 
 impl Kernel for PodKernel {
@@ -33,6 +56,19 @@ impl Kernel for PodKernel {
                 }
                 Ok(OrigDst::new(local))
             }
+        }
+    }
+
+    /// It called over loopback, to where connect(2) was redirected.
+    fn client(&self, said: SocketAddr) -> SocketAddr {
+        let appearance = *self.appearance.lock();
+        let shown = match said {
+            SocketAddr::V4(_) => appearance.v4,
+            SocketAddr::V6(_) => appearance.v6,
+        };
+        match said.ip().is_loopback() && shown != Ip::NONE {
+            true => SocketAddr::new(shown.into(), said.port()),
+            false => said,
         }
     }
 

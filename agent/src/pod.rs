@@ -86,7 +86,8 @@ impl Pod {
             error,
         };
         let was_enrolled = maps.is_enrolled(netns.cookie());
-        let capture = listen(inherited, &netns, interception)?;
+        let kernel = Arc::new(PodKernel::new(netns.clone(), interception.clone()));
+        let capture = listen(inherited, &netns, kernel.clone())?;
         let door = door(&capture).map_err(|error| PodError::Share {
             netns: netns.path().display().to_string(),
             error,
@@ -94,7 +95,9 @@ impl Pod {
         let changes = address_changes(&netns).map_err(addresses)?;
         let enrolled = (|| {
             let own = refresh_own(interception, &netns).map_err(addresses)?;
-            maps.appear(netns.cookie(), appearance(&netns, &own))?;
+            let appearance = appearance(&netns, &own);
+            kernel.appear(appearance);
+            maps.appear(netns.cookie(), appearance)?;
             for (port, listeners) in [(INBOUND_PORT, &capture.inbound), (MESH_PORT, &capture.mesh)]
             {
                 for listener in listeners {
@@ -119,6 +122,7 @@ impl Pod {
             changes,
             interception.clone(),
             netns.clone(),
+            kernel.clone(),
         )));
         let pod = Self {
             netns,
@@ -217,8 +221,8 @@ fn key(netns: &Netns, port: u16, listener: &TcpListener) -> ListenerKey {
 /// address is, and so nothing reaches a listener without having been steered to it.
 fn listen(
     inherited: &[(Place, OwnedFd)],
-    netns: &Arc<Netns>,
-    interception: &Arc<Interception>,
+    netns: &Netns,
+    kernel: Arc<PodKernel>,
 ) -> Result<Capture, PodError> {
     let at = |address: SocketAddr| {
         let mut known = inherited.iter();
@@ -245,10 +249,7 @@ fn listen(
         outbound: on(OUTBOUND_PORT)?,
         inbound: on(INBOUND_PORT)?,
         mesh: on(MESH_PORT)?,
-        kernel: Arc::new(PodKernel {
-            netns: netns.clone(),
-            interception: interception.clone(),
-        }),
+        kernel,
     })
 }
 
@@ -334,6 +335,7 @@ async fn watch_addresses(
     changes: UnixDatagram,
     interception: Arc<Interception>,
     netns: Arc<Netns>,
+    kernel: Arc<PodKernel>,
 ) {
     let path = netns.path().display();
     let mut buffer = [0; 8192];
@@ -350,6 +352,7 @@ async fn watch_addresses(
         while changes.try_recv(&mut buffer).is_ok() {}
         let refreshed = refresh_own(&interception, &netns).and_then(|own| {
             let appearance = appearance(&netns, &own);
+            kernel.appear(appearance);
             let maps = interception.maps();
             maps.reappear(netns.cookie(), appearance)
                 .map_err(io::Error::other)

@@ -57,6 +57,12 @@ pub trait Kernel: Send + Sync + 'static {
     /// [`OUTBOUND_PORT`] or [`INBOUND_PORT`].
     fn original_dst(&self, accepted: &TcpStream, direction: Direction) -> io::Result<OrigDst>;
 
+    /// Where an application that was redirected to [`OUTBOUND_PORT`] calls from: what the
+    /// socket says, unless that is owed to the redirection.
+    fn client(&self, said: SocketAddr) -> SocketAddr {
+        said
+    }
+
     /// A new socket in the workload's own network, exempt from redirection, for a
     /// connection to `to`: a peer, or the application itself.
     fn socket(&self, to: SocketAddr) -> io::Result<TcpSocket>;

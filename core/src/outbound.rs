@@ -40,6 +40,7 @@ pub(crate) async fn connection(local: Arc<Local>, stream: TcpStream, client: Soc
         Ok(to) => to,
         Err(error) => return local.failed(DIRECTION, Failure::OriginalDestination, &error),
     };
+    let client = local.kernel.client(client);
     let entry = local.shared.connections.open(Opened {
         kind: Kind::Client,
         direction: DIRECTION,

@@ -360,6 +360,8 @@ impl Proxy {
         for local in &locals {
             local.cancel.cancel();
         }
+        // A process that stays must not keep the network namespaces of pods that go.
+        self.0.locals.lock().clear();
         cut
     }
 }
