@@ -17,15 +17,17 @@ use duet_agent::passing::{self, OLDEST, VERSION};
 use duet_core::api::Placement;
 use load::{Load, StopAtEnd, exchange, hold};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use scene::{PODS, Scene};
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use world::{World, has_programs, tell, test};
+use world::{TestPod, World, has_programs, tell, test};
 
 const HANDOVERS: &str = "duet_agent_handovers_total";
 const CRASHES: &str = "duet_agent_proxy_restarts_total{reason=\"crash\"}";
@@ -173,6 +175,15 @@ fn a_successor_that_dies_leaves_everything_to_its_predecessor() {
     );
 }
 
+/// Whether a process has a pod's network namespace open.
+fn holds_namespaces(world: &World, process: Pid) -> bool {
+    let inode = |pod: &TestPod| std::fs::metadata(&pod.path).unwrap().ino();
+    let pods = [&world.a, &world.b].map(|pod| format!("net:[{}]", inode(pod)));
+    let files = std::fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+    let mut files = files.flatten().flat_map(|file| std::fs::read_link(file.path()));
+    files.any(|file| pods.iter().any(|pod| file.as_os_str() == pod.as_str()))
+}
+
 #[test]
 fn a_predecessor_that_stays_is_not_in_the_way_of_those_after_it() {
     test(
@@ -188,6 +199,10 @@ fn a_predecessor_that_stays_is_not_in_the_way_of_those_after_it() {
             let new = Agent::launch(world, &control, "supervise", &[]);
             eventually(|| new.metric(HANDOVERS) == 1.0 && is_serving(world, &new));
             hold(&world.a, to);
+            // A pod that goes is not kept by it.
+            eventually(|| !holds_namespaces(world, old.pid()));
+            eventually(|| !holds_namespaces(world, old.proxy().unwrap()));
+            assert!(holds_namespaces(world, new.proxy().unwrap()));
 
             kill(new.proxy().unwrap(), Signal::SIGKILL).unwrap();
             eventually(|| new.metric(CRASHES) == 1.0 && is_serving(world, &new));
