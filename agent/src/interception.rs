@@ -280,22 +280,19 @@ impl Interception {
         Ok(entries.filter_map(cookie).collect())
     }
 
-    /// Whether a namespace that cannot be found any more still exists.
-    pub fn is_alive(&self, netns: NetnsCookie) -> bool {
-        let target = sys::open_pinned(&self.layout.pod(netns))
-            .and_then(|link| sys::link_info(link.as_fd()))
-            .map(|info| info.target);
-        matches!(target, Ok(LinkTarget::Netns(inode)) if inode != 0)
-    }
-
     /// Whether a link leads to a namespace no more, or there is none: the namespace may be
-    /// gone, or somebody has detached it.
+    /// gone, or somebody has detached it. What cannot be looked at is not gone.
     pub fn is_gone(&self, netns: NetnsCookie) -> bool {
-        match self.held.lock().get(&self.layout.pod(netns)) {
-            Some(link) => {
-                sys::link_info(link.as_fd()).is_ok_and(|info| info.target == LinkTarget::Netns(0))
-            }
-            None => true,
+        let leads_nowhere = |link: &OwnedFd| {
+            sys::link_info(link.as_fd()).is_ok_and(|info| info.target == LinkTarget::Netns(0))
+        };
+        let pin = self.layout.pod(netns);
+        if let Some(link) = self.held.lock().get(&pin) {
+            return leads_nowhere(link);
+        }
+        match sys::open_pinned(&pin) {
+            Ok(link) => leads_nowhere(&link),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
         }
     }
 

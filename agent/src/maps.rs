@@ -53,6 +53,10 @@ pub enum MapsError {
     },
     #[error(transparent)]
     Map(#[from] aya::maps::MapError),
+    #[error("eBPF map {map}: {error}")]
+    Write { map: &'static str, error: io::Error },
+    #[error("eBPF map {map} is full: so many pods or addresses are not foreseen on a node")]
+    Full { map: &'static str },
     #[error("a map of duet-agent: {0}")]
     Kernel(#[from] io::Error),
 }
@@ -136,7 +140,10 @@ impl Maps {
 
     /// From now on `netns`'s connections are redirected.
     pub fn enrol(&self, netns: NetnsCookie, entry: Enrolled) -> Result<(), MapsError> {
-        Ok(self.enrolled.lock().insert(netns, Plain(entry), 0)?)
+        written(
+            names::ENROLLED,
+            self.enrolled.lock().insert(netns, Plain(entry), 0),
+        )
     }
 
     pub fn expel(&self, netns: NetnsCookie) -> Result<(), MapsError> {
@@ -157,7 +164,7 @@ impl Maps {
 
     pub fn add_own(&self, netns: NetnsCookie, ip: IpAddr) -> Result<(), MapsError> {
         let key = own(netns, ip);
-        Ok(self.own.lock().insert(key, 1, 0)?)
+        written(names::OWN, self.own.lock().insert(key, 1, 0))
     }
 
     pub fn remove_own(&self, netns: NetnsCookie, ip: IpAddr) -> Result<(), MapsError> {
@@ -176,7 +183,10 @@ impl Maps {
 
     /// What `netns`'s redirected connections seem to come from.
     pub fn appear(&self, netns: NetnsCookie, as_: Appearance) -> Result<(), MapsError> {
-        Ok(self.appearance.lock().insert(netns, Plain(as_), 0)?)
+        written(
+            names::APPEARANCE,
+            self.appearance.lock().insert(netns, Plain(as_), 0),
+        )
     }
 
     /// The same of one that has not gone meanwhile.
@@ -198,7 +208,10 @@ impl Maps {
 
     pub fn listen(&self, key: ListenerKey, socket: &impl AsRawFd) -> Result<(), MapsError> {
         let socket = socket.as_raw_fd();
-        Ok(self.listeners.lock().insert(Plain(key), socket, 0)?)
+        written(
+            names::LISTENERS,
+            self.listeners.lock().insert(Plain(key), socket, 0),
+        )
     }
 
     pub fn stop_listening(&self, key: ListenerKey) -> Result<(), MapsError> {
@@ -214,7 +227,7 @@ impl Maps {
         } else if open.get(&netns, 0).is_ok() {
             Ok(())
         } else {
-            Ok(open.insert(netns, 0, 0)?)
+            written(names::OPEN, open.insert(netns, 0, 0))
         }
     }
 
@@ -309,6 +322,21 @@ fn own(netns: NetnsCookie, ip: IpAddr) -> Plain<OwnAddress> {
     Plain(OwnAddress {
         netns,
         ip: ip.into(),
+    })
+}
+
+/// aya's own words name neither the map nor the reason.
+fn written(map: &'static str, outcome: Result<(), aya::maps::MapError>) -> Result<(), MapsError> {
+    use aya::maps::MapError::SyscallError;
+    outcome.map_err(|error| match error {
+        SyscallError(error) if error.io_error.raw_os_error() == Some(nix::libc::E2BIG) => {
+            MapsError::Full { map }
+        }
+        SyscallError(error) => {
+            let error = error.io_error;
+            MapsError::Write { map, error }
+        }
+        error => error.into(),
     })
 }
 

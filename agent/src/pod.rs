@@ -17,8 +17,17 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{TcpListener, UnixDatagram};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// So many of its addresses a pod reaches itself at past the agent: one that gives itself
+/// more and more must not use up the node's room for them.
+const OWN_ADDRESSES: usize = 256;
+
+/// When addresses could not be read, or written down.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
@@ -339,13 +348,15 @@ async fn watch_addresses(
 ) {
     let path = netns.path().display();
     let mut buffer = [0; 8192];
+    let mut is_stale = false;
     loop {
         // What has changed does not matter: all are read again. Nor does having
         // missed something.
-        match changes.recv(&mut buffer).await {
-            Ok(_) => {}
-            Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => {}
-            Err(error) => {
+        let again = if is_stale { READ_AGAIN } else { Duration::MAX };
+        match timeout(again, changes.recv(&mut buffer)).await {
+            Ok(Ok(_)) | Err(_) => {}
+            Ok(Err(error)) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => {}
+            Ok(Err(error)) => {
                 return tracing::error!(netns = %path, %error, "watching its addresses");
             }
         }
@@ -357,22 +368,46 @@ async fn watch_addresses(
             maps.reappear(netns.cookie(), appearance)
                 .map_err(io::Error::other)
         });
-        if let Err(error) = refreshed {
+        if let Err(error) = &refreshed
+            && !is_stale
+        {
             tracing::error!(netns = %path, %error, "reading its addresses");
+        }
+        is_stale = refreshed.is_err();
+        // It may have been removed meanwhile, by another thread.
+        if !interception.maps().is_enrolled(netns.cookie()) {
+            disown(&interception, &netns);
+        }
+    }
+}
+
+fn disown(interception: &Interception, netns: &Netns) {
+    let maps = interception.maps();
+    for ip in maps.own(netns.cookie()) {
+        if let Err(error) = maps.remove_own(netns.cookie(), ip) {
+            tracing::error!(netns = %netns.path().display(), %error, "removing its addresses");
         }
     }
 }
 
 fn refresh_own(interception: &Interception, netns: &Netns) -> io::Result<HashSet<IpAddr>> {
-    let wanted = netns.addresses()?;
+    let mut wanted = netns.addresses()?;
+    if wanted.len() > OWN_ADDRESSES {
+        let (netns, addresses) = (netns.path().display(), wanted.len());
+        tracing::warn!(%netns, addresses, "more than {OWN_ADDRESSES}: it reaches itself at the others by way of the agent");
+        let mut lowest: Vec<IpAddr> = wanted.into_iter().collect();
+        lowest.sort_unstable();
+        wanted = lowest.into_iter().take(OWN_ADDRESSES).collect();
+    }
     let maps = interception.maps();
     let known: HashSet<IpAddr> = maps.own(netns.cookie()).into_iter().collect();
-    for &ip in wanted.difference(&known) {
-        maps.add_own(netns.cookie(), ip).map_err(io::Error::other)?;
-    }
+    // First: what is lost may be another pod's already, and there may be no room to add any.
     for &ip in known.difference(&wanted) {
         maps.remove_own(netns.cookie(), ip)
             .map_err(io::Error::other)?;
+    }
+    for &ip in wanted.difference(&known) {
+        maps.add_own(netns.cookie(), ip).map_err(io::Error::other)?;
     }
     Ok(wanted)
 }

@@ -86,6 +86,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let args = settings.proxy.clone();
     let tenancy = Some(&settings.tenancy);
     let proxy = Proxy::start_on(Ports::Shared, tenancy, args, "agent", node).await?;
+    let starting = proxy.not_ready_until("eBPF programs in effect");
     let counters = Arc::new(OnceLock::new());
     if let Some(keeper) = &keeper {
         let beat = beat(keeper.clone(), proxy.clone(), left.tally, counters.clone());
@@ -127,6 +128,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let doors = inheritance.doors;
     let enrolment = Enrolment::start(interception, proxy.clone(), doors, tenure, openness);
     let enrolment = enrolment.await.map_err(|error| wrong(&error))?;
+    drop(starting);
     if let Some(predecessor) = predecessor {
         take(&enrolment, predecessor, inheritance.served, counters).await?;
     }

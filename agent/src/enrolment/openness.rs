@@ -8,7 +8,7 @@ use duet_core::WorkloadName;
 use duet_ebpf::NetnsCookie;
 use parking_lot::Mutex;
 use prometheus::{IntCounterVec, Opts, Registry};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Stands for every namespace.
 const ALL: &str = "*";
@@ -18,6 +18,8 @@ pub struct Openness {
     passed: IntCounterVec,
     /// What has been counted already.
     seen: Mutex<HashMap<NetnsCookie, u64>>,
+    /// Those for whom the kernel could not be told.
+    failing: Mutex<HashSet<NetnsCookie>>,
 }
 
 impl Openness {
@@ -43,6 +45,7 @@ impl Openness {
             namespaces,
             passed,
             seen: Mutex::default(),
+            failing: Mutex::default(),
         })
     }
 
@@ -50,8 +53,16 @@ impl Openness {
     pub(super) fn set(&self, maps: &Maps, netns: NetnsCookie, of: &WorkloadName) {
         let mut named = self.namespaces.iter();
         let is_open = named.any(|one| one == ALL || one == of.namespace());
-        if let Err(error) = maps.set_open(netns, is_open) {
-            tracing::error!(workload = %of, is_open, %error, "fail open: not as it should be");
+        let set = maps.set_open(netns, is_open);
+        let mut failing = self.failing.lock();
+        match set {
+            Ok(()) => drop(failing.remove(&netns)),
+            // It is tried again with every sweep.
+            Err(error) => {
+                if failing.insert(netns) {
+                    tracing::error!(workload = %of, is_open, %error, "fail open: not as it should be");
+                }
+            }
         }
     }
 
@@ -72,5 +83,7 @@ impl Openness {
             }
             self.set(maps, netns, workload);
         }
+        let is_there = |netns: &NetnsCookie| members.namespaces().any(|(one, _)| one == *netns);
+        self.failing.lock().retain(is_there);
     }
 }

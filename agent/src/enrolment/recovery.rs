@@ -75,7 +75,7 @@ impl Enrolment {
                         Err(error) => error.to_string(),
                     }
                 }
-                None if self.interception.is_alive(netns) => {
+                None if !self.interception.is_gone(netns) => {
                     "its network namespace cannot be found".to_owned()
                 }
                 None => {

@@ -103,6 +103,17 @@ impl Discovery {
         })
     }
 
+    /// The same, as the webhook has stamped them: what runs in them may outlive them.
+    pub fn place_both_for_life(&self, world: &World) -> [Process; 2] {
+        let pods = [("web-a", 1, &world.a), ("web-b", 2, &world.b)];
+        pods.map(|(name, number, pod)| {
+            let uid = world.uid(number);
+            let process = world.pause(&uid, Some(pod));
+            self.place_for_life(name, &uid, &[pod.v4, pod.v6]);
+            process
+        })
+    }
+
     pub fn put(&self, name: &str, uid: &str, addresses: &[IpAddr], node: &str, by: Placement) {
         self.put_workload(Self::workload(name, uid, addresses, node, by));
     }

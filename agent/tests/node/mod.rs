@@ -59,15 +59,24 @@ impl Node {
     /// Deletes every pod and makes it again, in the same place.
     pub fn make_again(&mut self) {
         for number in 0..self.pods.len() as u8 {
-            ip(&["netns", "del", &self.name(number)], "");
-            // Its end here goes when the namespace does, which is not at once.
-            let link = format!("veth{number}");
-            let _ = Command::new("ip")
-                .args(["-n", &format!("duet-test-{}-node", self.id)])
-                .args(["link", "del", &link])
-                .output();
+            self.remove(number);
             self.pods[usize::from(number)] = self.make(number);
         }
+    }
+
+    /// One more, which is the caller's to remove.
+    pub fn another(&self, number: u8) -> TestPod {
+        self.make(number)
+    }
+
+    pub fn remove(&self, number: u8) {
+        ip(&["netns", "del", &self.name(number)], "");
+        // Its end here goes when the namespace does, which is not at once.
+        let link = format!("veth{number}");
+        let _ = Command::new("ip")
+            .args(["-n", &format!("duet-test-{}-node", self.id)])
+            .args(["link", "del", &link])
+            .output();
     }
 
     fn name(&self, number: u8) -> String {

@@ -12,10 +12,12 @@ use duet_agent::pod::Pod;
 use duet_agent::record::Record;
 use duet_agent::sys::effective_programs;
 use duet_core::{Capture, Direction, Kernel, WorkloadName};
+use duet_ebpf::names;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::SockRef;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -160,7 +162,8 @@ fn sweep(id: &str) {
     }
     let bpffs = scratch(id).join("bpf");
     if duet_agent::bpffs::is_bpffs(&bpffs) {
-        nix::mount::umount(&bpffs).unwrap();
+        // An agent that was killed just now may not be gone yet.
+        nix::mount::umount2(&bpffs, nix::mount::MntFlags::MNT_DETACH).unwrap();
     }
     let _ = fs::remove_dir_all(scratch(id));
     remove_cgroups(id);
@@ -538,6 +541,21 @@ pub fn entries_at<const KEY: usize>(pin: &Path) -> usize {
             map.keys().flatten().count()
         }
     }
+}
+
+/// How much there is of pods in the kernel: the maps' entries, and pins.
+pub fn traces(world: &World) -> BTreeMap<&'static str, usize> {
+    let map = |name| world.bpffs.join("v1/maps").join(name);
+    let pins = fs::read_dir(world.bpffs.join("v1/pods")).unwrap();
+    BTreeMap::from([
+        (names::ENROLLED, entries_at::<8>(&map(names::ENROLLED))),
+        (names::OWN, entries_at::<24>(&map(names::OWN))),
+        (names::APPEARANCE, entries_at::<8>(&map(names::APPEARANCE))),
+        (names::TARGETS, entries_at::<32>(&map(names::TARGETS))),
+        (names::LISTENERS, entries_at::<16>(&map(names::LISTENERS))),
+        (names::OPEN, entries_at::<8>(&map(names::OPEN))),
+        ("pins", pins.count()),
+    ])
 }
 
 fn keys<const KEY: usize>(map: aya::maps::Map) -> usize {

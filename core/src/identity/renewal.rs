@@ -37,12 +37,15 @@ pub struct Identities {
     held: Mutex<HashMap<Identity, Weak<Held>>>,
 }
 
+/// In whose name an identity is asked for. None once nobody has it any more.
+type Askers = Arc<Mutex<Option<BTreeSet<WorkloadName>>>>;
+
 /// An identity in use. The last clone to go stops the renewal and drops the key.
 pub struct Held {
     identity: Identity,
     current: watch::Receiver<Option<Arc<Certificate>>>,
     /// In whose name it may be asked for.
-    workloads: Arc<Mutex<BTreeSet<WorkloadName>>>,
+    workloads: Askers,
     renewal: AbortHandle,
     metrics: Arc<Metrics>,
 }
@@ -62,10 +65,12 @@ impl Identities {
         let mut held = self.held.lock();
         held.retain(|_, one| one.strong_count() > 0);
         if let Some(found) = held.get(identity).and_then(Weak::upgrade) {
-            found.workloads.lock().insert(workload.clone());
+            if let Some(workloads) = &mut *found.workloads.lock() {
+                workloads.insert(workload.clone());
+            }
             return found;
         }
-        let workloads = Arc::new(Mutex::new(BTreeSet::from([workload.clone()])));
+        let workloads = Arc::new(Mutex::new(Some(BTreeSet::from([workload.clone()]))));
         let (sender, current) = watch::channel(None);
         let renewal = tokio::spawn(vital(renew(
             self.control.clone(),
@@ -103,7 +108,9 @@ impl Held {
 
     /// It is no longer asked for in the name of `workload`.
     pub fn release(&self, workload: &WorkloadName) {
-        self.workloads.lock().remove(workload);
+        if let Some(workloads) = &mut *self.workloads.lock() {
+            workloads.remove(workload);
+        }
     }
 
     /// The certificate, if there is one and it is still good.
@@ -132,6 +139,9 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.renewal.abort();
+        // It may be in the middle of something: what it does under this lock it does before.
+        let mut workloads = self.workloads.lock();
+        *workloads = None;
         self.metrics.forget_identity(&self.identity);
     }
 }
@@ -141,7 +151,7 @@ async fn renew(
     trust: Trust,
     metrics: Arc<Metrics>,
     identity: Identity,
-    workloads: Arc<Mutex<BTreeSet<WorkloadName>>>,
+    workloads: Askers,
     current: watch::Sender<Option<Arc<Certificate>>>,
 ) {
     let mut backoff = Backoff::default();
@@ -151,6 +161,9 @@ async fn renew(
         // What duet-control refuses to one workload it may grant to the next.
         let asker = {
             let workloads = workloads.lock();
+            let Some(workloads) = &*workloads else {
+                return;
+            };
             let turn = refused % workloads.len().max(1);
             workloads.iter().nth(turn).cloned()
         };
@@ -171,7 +184,13 @@ async fn renew(
                     renewal_in = ?wait,
                     "certificate issued"
                 );
-                metrics.identity_certified(&identity, certificate.not_after);
+                {
+                    let workloads = workloads.lock();
+                    if workloads.is_none() {
+                        return;
+                    }
+                    metrics.identity_certified(&identity, certificate.not_after);
+                }
                 current.send_replace(Some(certificate.clone()));
                 let until_superseded = superseded(&trust, &certificate, &mut renewed_for);
                 if let Ok(roots) = tokio::time::timeout(wait, until_superseded).await {
