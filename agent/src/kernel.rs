@@ -66,7 +66,9 @@ impl Kernel for PodKernel {
             SocketAddr::V4(_) => appearance.v4,
             SocketAddr::V6(_) => appearance.v6,
         };
-        match said.ip().is_loopback() && shown != Ip::NONE {
+        // As the program that answers getsockname(2): another was the application's choice.
+        let is_owed = [Ip::LOOPBACK4, Ip::LOOPBACK6].contains(&said.ip().into());
+        match is_owed && shown != Ip::NONE {
             true => SocketAddr::new(shown.into(), said.port()),
             false => said,
         }

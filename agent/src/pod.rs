@@ -12,6 +12,7 @@ use duet_ebpf::{Appearance, Ip, ListenerKey};
 use nix::sys::socket::{
     AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket,
 };
+use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -25,6 +26,12 @@ use tokio::time::timeout;
 /// So many of its addresses a pod reaches itself at past the agent: one that gives itself
 /// more and more must not use up the node's room for them.
 const OWN_ADDRESSES: usize = 256;
+
+/// For documentation (RFC 5737, RFC 3849): nobody has a way there but the default one.
+const BY_DEFAULT: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];
 
 /// When addresses could not be read, or written down.
 const READ_AGAIN: Duration = Duration::from_secs(1);
@@ -61,6 +68,8 @@ pub struct Pod {
     interception: Arc<Interception>,
     steering: Steering,
     watcher: JoinHandle<()>,
+    /// Held by the watcher while it writes.
+    is_over: Arc<Mutex<bool>>,
     /// The proxy's.
     door: Vec<(Place, OwnedFd)>,
 }
@@ -127,17 +136,20 @@ impl Pod {
                 return Err(error);
             }
         };
+        let is_over = Arc::new(Mutex::new(false));
         let watcher = tokio::spawn(vital(watch_addresses(
             changes,
             interception.clone(),
             netns.clone(),
             kernel.clone(),
+            is_over.clone(),
         )));
         let pod = Self {
             netns,
             interception: interception.clone(),
             steering,
             watcher,
+            is_over,
             door,
         };
         Ok((pod, capture))
@@ -172,6 +184,7 @@ impl Pod {
     /// proxy's to end.
     pub fn remove(self) {
         self.watcher.abort();
+        *self.is_over.lock() = true;
         forget(&self.interception, self.netns.cookie());
     }
 }
@@ -345,6 +358,7 @@ async fn watch_addresses(
     interception: Arc<Interception>,
     netns: Arc<Netns>,
     kernel: Arc<PodKernel>,
+    is_over: Arc<Mutex<bool>>,
 ) {
     let path = netns.path().display();
     let mut buffer = [0; 8192];
@@ -361,6 +375,11 @@ async fn watch_addresses(
             }
         }
         while changes.try_recv(&mut buffer).is_ok() {}
+        // What is removed by another thread meanwhile is not written again.
+        let is_over = is_over.lock();
+        if *is_over {
+            return;
+        }
         let refreshed = refresh_own(&interception, &netns).and_then(|own| {
             let appearance = appearance(&netns, &own);
             kernel.appear(appearance);
@@ -374,33 +393,23 @@ async fn watch_addresses(
             tracing::error!(netns = %path, %error, "reading its addresses");
         }
         is_stale = refreshed.is_err();
-        // It may have been removed meanwhile, by another thread.
-        if !interception.maps().is_enrolled(netns.cookie()) {
-            disown(&interception, &netns);
-        }
-    }
-}
-
-fn disown(interception: &Interception, netns: &Netns) {
-    let maps = interception.maps();
-    for ip in maps.own(netns.cookie()) {
-        if let Err(error) = maps.remove_own(netns.cookie(), ip) {
-            tracing::error!(netns = %netns.path().display(), %error, "removing its addresses");
-        }
     }
 }
 
 fn refresh_own(interception: &Interception, netns: &Netns) -> io::Result<HashSet<IpAddr>> {
-    let mut wanted = netns.addresses()?;
-    if wanted.len() > OWN_ADDRESSES {
-        let (netns, addresses) = (netns.path().display(), wanted.len());
-        tracing::warn!(%netns, addresses, "more than {OWN_ADDRESSES}: it reaches itself at the others by way of the agent");
-        let mut lowest: Vec<IpAddr> = wanted.into_iter().collect();
-        lowest.sort_unstable();
-        wanted = lowest.into_iter().take(OWN_ADDRESSES).collect();
-    }
     let maps = interception.maps();
     let known: HashSet<IpAddr> = maps.own(netns.cookie()).into_iter().collect();
+    let mut wanted = netns.addresses()?;
+    if wanted.len() > OWN_ADDRESSES {
+        if known.len() < OWN_ADDRESSES {
+            let (netns, addresses) = (netns.path().display(), wanted.len());
+            tracing::warn!(%netns, addresses, "more than {OWN_ADDRESSES}: it reaches itself at the others by way of the agent");
+        }
+        let first = BY_DEFAULT.map(|there| netns.source_towards(there));
+        let mut in_order: Vec<IpAddr> = wanted.into_iter().collect();
+        in_order.sort_unstable_by_key(|ip| (!first.contains(&Some(*ip)), *ip));
+        wanted = in_order.into_iter().take(OWN_ADDRESSES).collect();
+    }
     // First: what is lost may be another pod's already, and there may be no room to add any.
     for &ip in known.difference(&wanted) {
         maps.remove_own(netns.cookie(), ip)
@@ -415,14 +424,11 @@ fn refresh_own(interception: &Interception, netns: &Netns) -> io::Result<HashSet
 /// Which of `own` its default routes lead out from; without one, the lowest. None is for
 /// its link alone.
 fn appearance(netns: &Netns, own: &HashSet<IpAddr>) -> Appearance {
-    // For documentation (RFC 5737, RFC 3849): nobody has a way there but the default one.
-    let v4 = Ipv4Addr::new(192, 0, 2, 1).into();
-    let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into();
     let is_wide = |ip: &IpAddr| match ip {
         IpAddr::V4(ip) => !ip.is_link_local(),
         IpAddr::V6(ip) => !ip.is_unicast_link_local(),
     };
-    let [v4, v6] = [v4, v6].map(|there: IpAddr| {
+    let [v4, v6] = BY_DEFAULT.map(|there| {
         let chosen = netns.source_towards(there);
         let chosen = chosen.filter(|ip| own.contains(ip) && is_wide(ip));
         let of_family = |ip: &&IpAddr| ip.is_ipv4() == there.is_ipv4() && is_wide(ip);

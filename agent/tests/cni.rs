@@ -529,7 +529,7 @@ fn it_is_put_back_at_once_however_the_network_is_written() {
                 assert_eq!(installed(), 1 + round * ways.len(), "{}", log_of(world));
             }
             // By the clock alone it would be half of one each time.
-            assert!(took < 2 * LOOK, "{took:?}");
+            assert!(took < 3 * LOOK, "{took:?}");
             assert!(
                 !log_of(world).contains("not installed"),
                 "{}",
@@ -542,6 +542,8 @@ fn it_is_put_back_at_once_however_the_network_is_written() {
                 fs::create_dir(&directory).unwrap();
                 in_place();
             });
+            // It may have been found by the clock, and is watched since.
+            std::thread::sleep(LOOK + LOOK / 2);
             let took = put_back(&runtime, in_place) + put_back(&runtime, by_name);
             assert!(took < LOOK, "{took:?}");
 

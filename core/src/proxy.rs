@@ -362,6 +362,7 @@ impl Proxy {
         }
         // A process that stays must not keep the network namespaces of pods that go.
         self.0.locals.lock().clear();
+        self.0.metrics.workloads(0);
         cut
     }
 }

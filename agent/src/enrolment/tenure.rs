@@ -81,13 +81,13 @@ impl Enrolment {
     pub async fn resume(&self) -> Result<(), EnrolmentError> {
         let mut members = self.members.lock().await;
         members.tenure = Tenure::Holding;
+        // First, whatever fails then: the successor may have known nothing of it.
+        for (netns, record) in &members.leaving {
+            self.close(*netns, record);
+        }
         self.interception.reattach().map_err(PodError::from)?;
         for member in members.present.values_mut() {
             member.pod.steer_again()?;
-        }
-        // The successor may have known nothing of it.
-        for (netns, record) in &members.leaving {
-            self.close(*netns, record);
         }
         Ok(())
     }
