@@ -14,10 +14,13 @@ PROGRAMS ?=
 export DUET_PEERS ?= $(HOME)/.cache/duet-peers
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
+# Named, so that the images' programs, which are built for it by name, match the same profile.
+TARGET = $(shell rustc -vV | sed -n 's/^host: //p')
+
 # Tools that are built and not installed, outside the tree.
 TOOLS := $(or $(DUET_TOOLS),$(HOME)/.cache/duet-tools)
 
-.PHONY: help bench smoke full publish perf peers build test lint deps test-deps h2spec ebpf ebpf-check ebpf-deps clean \
+.PHONY: help bench smoke full publish perf peers build profile test lint deps test-deps h2spec ebpf ebpf-check ebpf-deps clean \
 	cluster cluster-down cluster-check cluster-deps images images-load install uninstall test-kubernetes test-uninstall scale
 
 help:               ## what there is
@@ -50,9 +53,15 @@ peers:              ## installs Envoy and HAProxy, to be compared with: duet-ben
 	@PATH=$$PATH:/usr/sbin haproxy -v | head -n 1
 
 build:              ## everything, optimised, in target/release; both proxies in one go, so that they carry the same core
-	cargo build --release --locked $(CARGO_FLAGS) -p duet-sidecar -p duet-agent
-	cargo build --profile tools --locked $(CARGO_FLAGS) -p duet-control -p kubectl-duet -p duet-bench
-	ln -f target/tools/duet-control target/tools/kubectl-duet target/tools/duet-bench target/release/
+	profile=$$(core/profile/flags) && export RUSTFLAGS="$$RUSTFLAGS $$profile" && \
+	  cargo build --release --locked $(CARGO_FLAGS) --target $(TARGET) -p duet-sidecar -p duet-agent && \
+	  cargo build --profile tools --locked $(CARGO_FLAGS) --target $(TARGET) -p duet-control -p kubectl-duet -p duet-bench
+	@mkdir -p target/release
+	cd target/$(TARGET) && ln -f release/duet-sidecar release/duet-agent \
+	  tools/duet-control tools/kubectl-duet tools/duet-bench "$(CURDIR)/target/release/"
+
+profile: deps       ## counts anew what the proxies do most, for the compiler (PGO): core/profile; half an hour
+	core/profile/train
 
 test: test-deps h2spec ## every test; those that need root say so when they are skipped
 	cargo test --workspace --locked $(CARGO_FLAGS) --no-fail-fast

@@ -2,7 +2,7 @@
 //!
 //! The fingerprint is what makes two binaries "the same core": a hash of the
 //! core's sources, the exact versions and checksums of every crate the core
-//! resolves to, its features, the optimisation level and the compiler. Whether a
+//! resolves to, its features, the optimisation level, the compiler and its flags. Whether a
 //! sidecar or an agent is wrapped around it does not enter.
 
 use sha2::{Digest, Sha256};
@@ -58,8 +58,17 @@ fn fingerprint(here: &Path) -> String {
     for (name, _) in env::vars().filter(|(name, _)| name.starts_with("CARGO_FEATURE_")) {
         field("feature", name.as_bytes());
     }
-    for name in ["OPT_LEVEL", "DEBUG", "TARGET", "CARGO_ENCODED_RUSTFLAGS"] {
+    for name in ["OPT_LEVEL", "DEBUG", "TARGET"] {
         field(name, env::var(name).unwrap_or_default().as_bytes());
+    }
+    let flags = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    for flag in flags.split('\x1f') {
+        // Of a profile (core/profile), what is in it, which its name says, and not where it is.
+        let flag = match flag.strip_prefix("-Cprofile-use=") {
+            Some(profile) => profile.rsplit('/').next().unwrap_or_default(),
+            None => flag,
+        };
+        field("flag", flag.as_bytes());
     }
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let version = Command::new(rustc)

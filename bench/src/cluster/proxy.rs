@@ -304,9 +304,11 @@ impl Supervised {
             (state.process.clone(), state.thread.take())
         };
         if let Some(process) = process {
-            if !grace.is_zero() {
-                let _ = process.signal(Signal::SIGTERM);
-                let _ = process.wait_timeout(grace);
+            // It drains, and waits for nobody's connections when it is told again.
+            for _ in 0..2 {
+                if !grace.is_zero() && process.signal(Signal::SIGTERM).is_ok() {
+                    let _ = process.wait_timeout(grace);
+                }
             }
             process.kill();
         }
