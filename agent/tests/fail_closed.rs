@@ -503,7 +503,9 @@ fn an_address_that_is_lost_is_no_longer_a_pods_own_where_there_is_no_room() {
             let [pod, other] = [&scene.node.pods[0], &scene.node.another(LATE)];
             let server = other.serve((Ipv4Addr::UNSPECIFIED, 0));
             let to = SocketAddr::new(pod.v4, server.port());
-            let _full = Full::of(world, names::OWN);
+            let own = || traces(world)[names::OWN];
+            let before = own();
+            let full = Full::of(world, names::OWN);
             pod.ip("addr add 10.77.1.200/32 dev eth0");
             pod.ip(&format!("addr del {}/32 dev eth0", pod.v4));
             pod.ip("route replace 10.77.1.254 dev eth0 scope link");
@@ -515,6 +517,13 @@ fn an_address_that_is_lost_is_no_longer_a_pods_own_where_there_is_no_room() {
                     .is_ok_and(|stream| leads_to_the_agent(&stream))
             };
             eventually(is_redirected);
+            // One that there was no room for is written down when there is, though nothing
+            // has changed since.
+            pod.ip("addr add 10.77.1.201/32 dev eth0");
+            sleep(Duration::from_millis(300));
+            drop(full);
+            assert_eq!(own(), before);
+            eventually(|| own() == before + 1);
         },
     );
 }

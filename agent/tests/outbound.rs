@@ -130,6 +130,37 @@ fn the_application_sees_its_own_address() {
     });
 }
 
+/// A pod that gives itself more and more must not use up the node's room for them.
+#[test]
+fn of_very_many_addresses_that_of_the_default_route_stays_a_pods_own() {
+    test(
+        "of_very_many_addresses_that_of_the_default_route_stays_a_pods_own",
+        |world| {
+            let agent = TestAgent::start(world);
+            // All lower than the pod's.
+            for i in 0..300u16 {
+                let [high, low] = i.to_be_bytes();
+                world
+                    .a
+                    .ip(&format!("addr add 10.9.{high}.{low}/32 dev eth0"));
+            }
+            world
+                .a
+                .ip(&format!("route add default dev eth0 src {}", world.a.v4));
+            let enrolled = agent.enrol(&world.a, Outbound::Report);
+            let own = agent
+                .interception
+                .maps()
+                .own(enrolled.pod().netns().cookie());
+            assert_eq!(own.len(), 256);
+            assert!(own.contains(&world.a.v4));
+            let to: SocketAddr = "10.96.0.10:80".parse().unwrap();
+            let stream = world.a.run(|| TcpStream::connect(to)).unwrap();
+            assert_eq!(stream.local_addr().unwrap().ip(), world.a.v4);
+        },
+    );
+}
+
 /// As happens to a pod whose addresses are given to it while it runs.
 #[test]
 fn an_address_that_changes_is_seen_to_have_changed() {

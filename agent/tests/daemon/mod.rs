@@ -282,3 +282,39 @@ pub fn eventually(what: impl Fn() -> bool) {
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+pub const HANDOVERS: &str = "duet_agent_handovers_total";
+
+/// What is open is not cut because a busy machine takes its time.
+pub const PATIENT: [&str; 2] = ["--handover-drain-timeout", "10s"];
+
+/// The next agent, once it has everything.
+pub fn next(world: &World, control: &Control, last: Agent, verb: &str) -> Agent {
+    next_with(world, control, last, verb, &PATIENT)
+}
+
+pub fn next_with(
+    world: &World,
+    control: &Control,
+    last: Agent,
+    verb: &str,
+    more: &[&str],
+) -> Agent {
+    let count = last.metric(HANDOVERS);
+    let agent = Agent::launch(world, control, verb, more);
+    eventually(|| agent.metric(HANDOVERS) == count + 1.0);
+    let status = last.end();
+    assert!(status.success(), "{status}: {}", log_of(world));
+    agent
+}
+
+/// Whether it is this agent that has both workloads.
+pub fn is_serving(world: &World, agent: &Agent) -> bool {
+    let ready = try_get(agent.health, "/ready");
+    ready.is_ok_and(|(status, _)| status == 200)
+        // One without a predecessor is ready a moment before it can be asked.
+        && ask(world, "list", &[]).status.success()
+        && ["web-a", "web-b"]
+            .iter()
+            .all(|name| is_enrolled(world, name))
+}

@@ -94,22 +94,20 @@ impl Discovery {
     /// Both pods, as web-a and web-b, whose sandboxes run as long as what it returns is
     /// kept.
     pub fn place_both(&self, world: &World) -> [Process; 2] {
-        let pods = [("web-a", 1, &world.a), ("web-b", 2, &world.b)];
-        pods.map(|(name, number, pod)| {
-            let uid = world.uid(number);
-            let process = world.pause(&uid, Some(pod));
-            self.place(name, &uid, &[pod.v4, pod.v6]);
-            process
-        })
+        self.both(world, Self::place)
     }
 
     /// The same, as the webhook has stamped them: what runs in them may outlive them.
     pub fn place_both_for_life(&self, world: &World) -> [Process; 2] {
+        self.both(world, Self::place_for_life)
+    }
+
+    fn both(&self, world: &World, place: fn(&Self, &str, &str, &[IpAddr])) -> [Process; 2] {
         let pods = [("web-a", 1, &world.a), ("web-b", 2, &world.b)];
         pods.map(|(name, number, pod)| {
             let uid = world.uid(number);
             let process = world.pause(&uid, Some(pod));
-            self.place_for_life(name, &uid, &[pod.v4, pod.v6]);
+            place(self, name, &uid, &[pod.v4, pod.v6]);
             process
         })
     }

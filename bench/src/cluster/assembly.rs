@@ -22,8 +22,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// Set where proxies are given time to end: such as count what they do write it down then
-/// (core/profile/train).
+/// Set where proxies are given time to end, at which those that count what they do write it
+/// down (core/profile/train).
 const GRACE: &str = "DUET_BENCH_GRACE";
 const TO_END: Duration = Duration::from_secs(1);
 
