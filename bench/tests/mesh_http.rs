@@ -7,7 +7,7 @@
 
 mod mesh;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use duet_bench::cluster::{Placement, PodSpec};
 use futures_util::StreamExt;
@@ -16,7 +16,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use mesh::by_hand::{STAYS_OPEN, Server, Way};
+use mesh::by_hand::{self, STAYS_OPEN, Server, Way};
 use mesh::http::{Body, Client, empty, full};
 use mesh::{Checks, Mesh};
 use std::convert::Infallible;
@@ -58,6 +58,7 @@ fn run(placement: Placement) {
         }
         each_way!(
             headers,
+            names,
             targets,
             http10,
             http10_cut,
@@ -130,6 +131,75 @@ async fn headers(way: Way<'_>) -> Result<()> {
         ensure!(!seen.has(gone), "{gone}: {seen:?}");
     }
     client.exactly("ok").await
+}
+
+/// Names have no case (RFC 9110 §5.1), and arrive as they were spelled all the same.
+async fn names(way: Way<'_>) -> Result<()> {
+    let spelled = |seen: &by_hand::Head, lines: &[&str]| {
+        let missing = lines.iter().find(|line| !seen.0.contains(&format!("\r\n{line}\r\n")));
+        missing.map_or(Ok(()), |line| bail!("no {line:?} in {seen:?}"))
+    };
+    let asked = [
+        // As curl and Go, as a program that writes in its own way, and as Node.js.
+        &["Host: a", "User-Agent: x", "Accept: y"][..],
+        &["HOST: a", "SOAPAction: x", "X-Request-ID: 1", "x-lower: z", "Accept: y"],
+        &["host: a", "user-agent: x", "accept: y", "etag: z"],
+    ];
+    let answered = [
+        &["Server: x", "Content-Type: y"][..],
+        &["ETag: x", "WWW-Authenticate: y", "Content-Type: z"],
+        &["server: x", "content-type: y", "x-UPPER: z"],
+    ];
+    let listening = way.serve();
+    let mut client = way.connect(listening.port).await?;
+    let mut server = None;
+    let head = |first: &str, lines: &[&str], end: &str| {
+        format!("{first}\r\n{}\r\n{end}", lines.join("\r\n"))
+    };
+    // Alone, behind a body, in two pieces, and all at once.
+    for (asked, answered) in asked.into_iter().zip(answered) {
+        for (length, pieces) in [("", 1), ("content-LENGTH: 4\r\n\r\nbody", 1), ("", 2)] {
+            let end = if length.is_empty() { "\r\n" } else { length };
+            let request = head("POST / HTTP/1.1", asked, end);
+            for piece in request.as_bytes().chunks(request.len().div_ceil(pieces)) {
+                client.write(piece).await?;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let seen = listening.next(&mut server).await?;
+            spelled(&seen, asked)?;
+            let line = server.as_mut().context("a connection")?;
+            if !length.is_empty() {
+                spelled(&seen, &["content-LENGTH: 4"])?;
+                line.exactly("body").await?;
+            }
+            let early = head("HTTP/1.1 103 Early Hints", &["lINK: x"], "\r\n");
+            let answer = head("HTTP/1.1 200 OK", answered, "CONTENT-Length: 2\r\n\r\nok");
+            line.write(early + &answer).await?;
+            let seen = client.head().await?;
+            spelled(&seen, answered)?;
+            spelled(&seen, &["CONTENT-Length: 2"])?;
+            client.exactly("ok").await?;
+        }
+    }
+    client
+        .write(asked.map(|asked| head("GET / HTTP/1.1", asked, "\r\n")).concat())
+        .await?;
+    for (asked, answered) in asked.into_iter().zip(answered) {
+        spelled(&listening.next(&mut server).await?, asked)?;
+        let line = server.as_mut().context("a connection")?;
+        line.write(head("HTTP/1.1 204 No Content", answered, "\r\n"))
+            .await?;
+        spelled(&client.head().await?, answered)?;
+    }
+
+    let upgrade = ["host: a", "Connection: upgrade", "UPGRADE: websocket", "Sec-WebSocket-Key: x"];
+    let (mut client, mut server) = way.ask(&head("GET / HTTP/1.1", &upgrade, "\r\n")).await?;
+    spelled(&server.head().await?, &upgrade)?;
+    let accepted = ["connection: upgrade", "Upgrade: websocket", "Sec-WebSocket-Accept: y"];
+    let switched = head("HTTP/1.1 101 Switching Protocols", &accepted, "\r\n");
+    server.write(switched + "head: er\r\n\r\n").await?;
+    spelled(&client.head().await?, &accepted)?;
+    client.exactly("head: er\r\n\r\n").await
 }
 
 /// The target's authority is Host's; what Host said is nothing then (RFC 9112 §3.2.2).

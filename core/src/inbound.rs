@@ -281,7 +281,7 @@ impl Inbound {
             }
         };
         message::response(&mut answer, ::http::Version::HTTP_2);
-        message::reason_for_mesh(&mut answer);
+        message::answer_for_mesh(&mut answer);
         let (parts, body) = answer.into_parts();
         let bodiless = http_body::Body::is_end_stream(&body);
         let sent = respond.send_response(Response::from_parts(parts, ()), bodiless);

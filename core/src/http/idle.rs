@@ -5,6 +5,7 @@
 //! ([`Watched::wakes`]), and is given back with the first byte that comes.
 
 use super::Body;
+use super::spelling::Heads;
 use crate::detect::Replay;
 use crate::heap::Dormant;
 use crate::relay::Abort;
@@ -42,6 +43,7 @@ pub struct Pulse {
     moved: AtomicBool,
     /// hyper has something that the client does not take.
     stuck: AtomicBool,
+    pub heads: Heads,
 }
 
 /// Why a connection stops.
@@ -123,7 +125,9 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         // hyper, who has still to look what is left of a body, is given the time to.
         self.0.moved.store(true, Relaxed);
-        self.0.under_way.fetch_sub(1, Release);
+        if self.0.under_way.fetch_sub(1, Release) == 1 {
+            self.0.heads.expect();
+        }
     }
 }
 
@@ -161,6 +165,7 @@ impl<S> Watched<S> {
 
     /// What hyper has read and not used.
     pub fn unread(&mut self, bytes: Bytes) {
+        self.pulse.heads.again();
         self.io.unread(bytes);
     }
 }
@@ -180,8 +185,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        self.pulse.moved.store(true, Relaxed);
+        let Self { io, pulse } = &mut *self;
+        ready!(pulse.heads.poll_read(io, cx, buf))?;
+        pulse.moved.store(true, Relaxed);
         Poll::Ready(Ok(()))
     }
 }
@@ -410,7 +416,7 @@ mod tests {
         near.write_all(REQUEST).await.unwrap();
         let mut last = String::new();
         near.read_to_string(&mut last).await.unwrap();
-        assert!(last.contains("connection: close"), "{last}");
+        assert!(last.contains("Connection: close"), "{last}");
         let began = Instant::now();
         served.await.unwrap();
         other.await.unwrap();

@@ -10,6 +10,7 @@ mod idle;
 pub mod limits;
 mod replay;
 mod serve;
+mod spelling;
 mod stall;
 mod synthesize;
 mod well_formed;
@@ -19,11 +20,12 @@ pub use classify::{Verdict, blames_server, grpc_status, tell_grpc_status, verdic
 pub use copied::Copied;
 pub use deadline::{Deadline, Timeout, grpc_timeout};
 pub use headers::{
-    APP_PROTOCOL, DESTINATION, for_application, for_mesh, for_plaintext, is_upgrade, name_client,
-    reason_for_mesh, response,
+    APP_PROTOCOL, DESTINATION, answer_for_mesh, for_application, for_mesh, for_plaintext,
+    is_upgrade, name_client, response,
 };
 pub use idle::HEADER_TIMEOUT;
 pub use replay::Replay;
 pub use serve::serve;
+pub use spelling::{Heads, Overheard, restore};
 pub use synthesize::{failure, from_application, is_failure, is_grpc, is_refusal, malformed};
 pub use well_formed::{Malformed, well_formed};

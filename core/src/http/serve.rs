@@ -108,10 +108,15 @@ where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let pulse = Arc::<Pulse>::default();
-    let mut service = service_fn(|request: Request<Incoming>| {
+    let mut service = service_fn(|mut request: Request<Incoming>| {
         let under_way = pulse.begin();
+        if let Some(spelling) = pulse.heads.take() {
+            request.extensions_mut().insert(spelling);
+        }
         handle(request.map(|body| under_way.receiving(body))).map(|mut response| {
-            if drain.is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                pulse.heads.leave();
+            } else if drain.is_cancelled() {
                 let headers = response.headers_mut();
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -123,6 +128,7 @@ where
     loop {
         let connection = http1::Builder::new()
             .auto_date_header(false)
+            .title_case_headers(true)
             // Otherwise hyper would not notice, while a handler runs, that the client left.
             .half_close(false)
             // The pulse has one.

@@ -6,12 +6,12 @@
 //! answer.
 
 use super::{Driver, Io, UpstreamError};
-use crate::http::Body;
+use crate::http::{Body, Heads, Overheard, restore};
 use http::{Request, Response};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
-use hyper::client::conn::http1::{self, Connection, SendRequest};
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use std::future::poll_fn;
@@ -27,6 +27,8 @@ const MAX_IDLE: usize = 64;
 /// Go: none), where a request would meet a closing connection.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
+pub type Connection = http1::Connection<TokioIo<Overheard<Box<dyn Io>>>, Body>;
+
 #[derive(Default)]
 pub struct Pool {
     idle: Mutex<Vec<Idle>>,
@@ -36,6 +38,7 @@ pub struct Pool {
 pub struct Client {
     sender: SendRequest<Body>,
     driven: Driven,
+    heads: Arc<Heads>,
     /// Whose task drives it if one has to.
     driver: Driver,
 }
@@ -43,7 +46,7 @@ pub struct Client {
 /// Who drives a connection.
 enum Driven {
     /// Whoever has it.
-    Here(Box<Connection<TokioIo<Box<dyn Io>>, Body>>),
+    Here(Box<Connection>),
     /// A task, or nobody, because it has ended.
     Elsewhere,
 }
@@ -91,7 +94,10 @@ impl Pool {
         Ok(self.answer(response, client))
     }
 
-    fn answer(self: Arc<Self>, response: Response<Incoming>, client: Client) -> Response<Body> {
+    fn answer(self: Arc<Self>, mut response: Response<Incoming>, client: Client) -> Response<Body> {
+        if let Some(spelling) = client.heads.take() {
+            response.extensions_mut().insert(spelling);
+        }
         response.map(|body| {
             Body::answered(Answer {
                 body,
@@ -123,25 +129,40 @@ impl Pool {
     }
 }
 
+/// A connection of HTTP/1 over `io`, with the heads of what is answered.
+pub async fn handshake(
+    io: Box<dyn Io>,
+) -> Result<(SendRequest<Body>, Connection, Arc<Heads>), UpstreamError> {
+    let heads = Arc::<Heads>::default();
+    let io = TokioIo::new(Overheard::new(io, heads.clone()));
+    let (sender, connection) = http1::Builder::new()
+        .title_case_headers(true)
+        .handshake(io)
+        .await
+        .map_err(UpstreamError::http)?;
+    Ok((sender, connection, heads))
+}
+
 // === impl Client ===
 
 impl Client {
     /// A connection over `io`, until its last handle goes or it is cut.
     pub async fn connect(io: Box<dyn Io>, driver: &Driver) -> Result<Self, UpstreamError> {
-        let (sender, connection) = http1::handshake(TokioIo::new(io))
-            .await
-            .map_err(UpstreamError::http)?;
+        let (sender, connection, heads) = handshake(io).await?;
         Ok(Self {
             sender,
             driven: Driven::Here(Box::new(connection)),
+            heads,
             driver: driver.clone(),
         })
     }
 
     async fn send(
         &mut self,
-        request: Request<Body>,
+        mut request: Request<Body>,
     ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+        restore(request.extensions_mut());
+        self.heads.expect();
         if !request.body().is_end_stream() {
             self.leave_to_task();
         }

@@ -403,9 +403,8 @@ impl Upstreams {
         mut request: Request<Body>,
         cut: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Response<Body>, UpstreamError> {
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))
-            .await
-            .map_err(UpstreamError::http)?;
+        let (mut sender, connection, heads) = h1::handshake(io).await?;
+        message::restore(request.extensions_mut());
         self.driver().drive(connection.with_upgrades());
 
         let client = hyper::upgrade::on(&mut request);
@@ -413,6 +412,10 @@ impl Upstreams {
             .send_request(request)
             .await
             .map_err(UpstreamError::http)?;
+        if let Some(spelling) = heads.take() {
+            response.extensions_mut().insert(spelling);
+        }
+        heads.leave();
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response.map(Body::from));
         }
