@@ -136,13 +136,21 @@ async fn headers(way: Way<'_>) -> Result<()> {
 /// Names have no case (RFC 9110 §5.1), and arrive as they were spelled all the same.
 async fn names(way: Way<'_>) -> Result<()> {
     let spelled = |seen: &by_hand::Head, lines: &[&str]| {
-        let missing = lines.iter().find(|line| !seen.0.contains(&format!("\r\n{line}\r\n")));
+        let missing = lines
+            .iter()
+            .find(|line| !seen.0.contains(&format!("\r\n{line}\r\n")));
         missing.map_or(Ok(()), |line| bail!("no {line:?} in {seen:?}"))
     };
     let asked = [
         // As curl and Go, as a program that writes in its own way, and as Node.js.
         &["Host: a", "User-Agent: x", "Accept: y"][..],
-        &["HOST: a", "SOAPAction: x", "X-Request-ID: 1", "x-lower: z", "Accept: y"],
+        &[
+            "HOST: a",
+            "SOAPAction: x",
+            "X-Request-ID: 1",
+            "x-lower: z",
+            "Accept: y",
+        ],
         &["host: a", "user-agent: x", "accept: y", "etag: z"],
     ];
     let answered = [
@@ -182,7 +190,11 @@ async fn names(way: Way<'_>) -> Result<()> {
         }
     }
     client
-        .write(asked.map(|asked| head("GET / HTTP/1.1", asked, "\r\n")).concat())
+        .write(
+            asked
+                .map(|asked| head("GET / HTTP/1.1", asked, "\r\n"))
+                .concat(),
+        )
         .await?;
     for (asked, answered) in asked.into_iter().zip(answered) {
         spelled(&listening.next(&mut server).await?, asked)?;
@@ -192,10 +204,19 @@ async fn names(way: Way<'_>) -> Result<()> {
         spelled(&client.head().await?, answered)?;
     }
 
-    let upgrade = ["host: a", "Connection: upgrade", "UPGRADE: websocket", "Sec-WebSocket-Key: x"];
+    let upgrade = [
+        "host: a",
+        "Connection: upgrade",
+        "UPGRADE: websocket",
+        "Sec-WebSocket-Key: x",
+    ];
     let (mut client, mut server) = way.ask(&head("GET / HTTP/1.1", &upgrade, "\r\n")).await?;
     spelled(&server.head().await?, &upgrade)?;
-    let accepted = ["connection: upgrade", "Upgrade: websocket", "Sec-WebSocket-Accept: y"];
+    let accepted = [
+        "connection: upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Accept: y",
+    ];
     let switched = head("HTTP/1.1 101 Switching Protocols", &accepted, "\r\n");
     server.write(switched + "head: er\r\n\r\n").await?;
     spelled(&client.head().await?, &accepted)?;

@@ -117,7 +117,7 @@ async fn read_protocol<S: AsyncRead + Unpin>(
 /// # Errors
 /// When either side fails before a word was said. Both are aborted then.
 pub async fn first_word<C, S>(
-    mut client: C,
+    mut client: Replay<C>,
     mut server: S,
     timeout: Duration,
 ) -> io::Result<(Protocol, Replay<C>, Replay<S>)>
@@ -140,7 +140,7 @@ where
     };
     match protocol {
         Ok(protocol) => {
-            let client = Replay::new(said, client);
+            client.unread(said.freeze());
             Ok((protocol, client, Replay::new(heard, server)))
         }
         Err(error) => {
@@ -209,16 +209,29 @@ pub struct Replay<S> {
 
 impl<S> Replay<S> {
     pub fn new(read: BytesMut, io: S) -> Self {
-        Self {
-            read: read.freeze(),
-            io,
+        let mut replay = Self::from(io);
+        // An empty buffer has room, and would keep it.
+        if !read.is_empty() {
+            replay.read = read.freeze();
         }
+        replay
     }
 
     /// Puts back what was read of it and not used.
     pub fn unread(&mut self, bytes: Bytes) {
+        if bytes.is_empty() {
+            return;
+        }
         // A copy, as they are in somebody's buffer.
         self.read = [&*bytes, &*self.read].concat().into();
+    }
+}
+
+impl<S> From<S> for Replay<S> {
+    /// Of which nothing was read.
+    fn from(io: S) -> Self {
+        let read = Bytes::new();
+        Self { read, io }
     }
 }
 
@@ -358,7 +371,7 @@ mod tests {
     async fn late(client: &[u8], server: &[u8]) -> (Protocol, Vec<u8>, Vec<u8>) {
         let (mut near, client_io) = tokio::io::duplex(64);
         let (mut far, server_io) = tokio::io::duplex(64);
-        let first = tokio::spawn(first_word(client_io, server_io, PATIENCE));
+        let first = tokio::spawn(first_word(client_io.into(), server_io, PATIENCE));
         tokio::time::sleep(PATIENCE * 40).await;
         near.write_all(client).await.unwrap();
         far.write_all(server).await.unwrap();

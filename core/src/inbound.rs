@@ -225,6 +225,7 @@ pub(crate) async fn plaintext(local: Arc<Local>, stream: TcpStream, client: Sock
     // Where opaque bytes would be refused it is a probe, or nothing.
     let hint =
         hint.filter(|hint| *hint != Protocol::Opaque || foreseen == Foreseen::Admitted || !probed);
+    let stream = entry.client(stream);
     let detected = match foreseen {
         Foreseen::DependsOnRequests => detect_patiently(&inbound.local, stream, hint).await,
         _ => inbound.local.detect(stream, hint, DIRECTION).await,
@@ -234,8 +235,9 @@ pub(crate) async fn plaintext(local: Arc<Local>, stream: TcpStream, client: Sock
         Err(error) => return tracing::debug!(%client, %to, %error, "client went away"),
     };
     inbound.connection.speaks(detected.protocol);
-    let io = entry.client(detected.io);
-    inbound.deliver(destination, detected.protocol, io).await;
+    inbound
+        .deliver(destination, detected.protocol, detected.io)
+        .await;
 }
 
 #[derive(Clone)]

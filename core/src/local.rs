@@ -18,7 +18,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -364,12 +363,12 @@ impl Local {
     }
 
     /// What the client speaks. How long that took to find out is counted.
-    pub async fn detect(
+    pub async fn detect<S: Io>(
         &self,
-        stream: TcpStream,
+        stream: S,
         hint: Option<crate::detect::Protocol>,
         direction: Direction,
-    ) -> std::io::Result<Detected<TcpStream>> {
+    ) -> std::io::Result<Detected<S>> {
         let began = Instant::now();
         let detected = crate::detect::detect(stream, hint, self.shared.args.detect_timeout).await?;
         let metrics = &self.shared.metrics;

@@ -6,7 +6,7 @@
 
 use crate::balance::{Endpoint, InFlight, Place};
 use crate::capture::{Direction, OrigDst};
-use crate::detect::{Protocol, first_word};
+use crate::detect::{Protocol, Replay, first_word};
 use crate::directory::{Destination, Occupant, Transport, Workload};
 use crate::http::{self as message, Body, Timeout};
 use crate::local::Local;
@@ -15,6 +15,7 @@ use crate::telemetry::{Failure, Meters, Peer};
 use crate::upstream::{Io, Target, UpstreamError};
 use ::http::Response;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +59,8 @@ pub(crate) async fn connection(local: Arc<Local>, stream: TcpStream, client: Soc
         destination = local.shared.directory.resolve(to);
     }
     let hint = local.shared.directory.protocol(to, &destination);
-    let detected = match local.detect(stream, hint, DIRECTION).await {
+    let connection = entry.connection().clone();
+    let detected = match local.detect(entry.client(stream), hint, DIRECTION).await {
         Ok(detected) => detected,
         Err(error) => return tracing::debug!(%client, %to, %error, "client went away"),
     };
@@ -67,15 +69,15 @@ pub(crate) async fn connection(local: Arc<Local>, stream: TcpStream, client: Soc
         destination,
         client,
         to,
-        connection: entry.connection().clone(),
+        connection,
         met: Mutex::default(),
     });
-    let (protocol, is_silent) = (detected.protocol, detected.is_silent());
-    let io = entry.client(detected.io);
-    if is_silent {
+    let begun = match detected.is_silent() {
         // Boxed, so that what few connections need makes none of them larger.
-        Box::pin(outbound.silent(io)).await;
-    } else {
+        true => Box::pin(outbound.silent(detected.io)).await,
+        false => Some((detected.protocol, detected.io)),
+    };
+    if let Some((protocol, io)) = begun {
         outbound.spoken(protocol, io).await;
     }
 }
@@ -87,7 +89,7 @@ struct Outbound {
     to: OrigDst,
     /// As it is listed.
     connection: Arc<Connection>,
-    met: Mutex<Vec<Met>>,
+    met: Mutex<SmallVec<[Met; 2]>>,
 }
 
 /// An endpoint that requests reached, and their series, so that labels are made once.
@@ -165,23 +167,28 @@ impl Outbound {
     /// The server may be the one to speak, so it is connected to. If the client does, it
     /// had its connection ready for a request, which is balanced as any other: bound to
     /// one endpoint, it would fail with that.
-    async fn silent(self: Arc<Self>, mut client: impl Io + 'static) {
+    /// It is given back if it speaks HTTP after all.
+    async fn silent<C: Io>(&self, mut client: Replay<C>) -> Option<(Protocol, Replay<C>)> {
         let (server, flight, target) = match self.open(&self.destination, false).await {
             Ok(opened) => opened,
-            Err(error) => return self.unopened(&mut client, &error),
+            Err(error) => {
+                self.unopened(&mut client, &error);
+                return None;
+            }
         };
         let patience = self.local.shared.args.detect_timeout;
         match first_word(client, server, patience).await {
             Ok((Protocol::Opaque, client, server)) => {
                 self.join(client, server, flight, target).await;
+                None
             }
             Ok((protocol, client, unused)) => {
-                drop(flight);
                 self.local.tasks.spawn(hang_up(unused));
-                self.spoken(protocol, client).await;
+                Some((protocol, client))
             }
             Err(error) => {
                 tracing::debug!(client = %self.client, to = %self.to, %error, "it ended in silence");
+                None
             }
         }
     }

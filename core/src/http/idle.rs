@@ -9,7 +9,7 @@ use super::spelling::Heads;
 use crate::detect::Replay;
 use crate::heap::Dormant;
 use crate::relay::Abort;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::future::poll_fn;
@@ -158,7 +158,7 @@ impl http_body::Body for Answering {
 impl<S> Watched<S> {
     pub fn new(io: S, pulse: Arc<Pulse>) -> Self {
         Self {
-            io: Replay::new(BytesMut::new(), io),
+            io: io.into(),
             pulse,
         }
     }

@@ -3,7 +3,7 @@
 use super::Body;
 use super::idle::{HEADER_TIMEOUT, Pulse, Stop, Watched};
 use super::limits::{CONNECTION_WINDOW, MAX_STREAMS, STREAM_WINDOW};
-use super::stall::Carrier;
+use super::stall::{Awaited, Carrier};
 use crate::batch::batched;
 use crate::detect::Protocol;
 use crate::relay::Abort;
@@ -73,7 +73,8 @@ where
 {
     // An async block would have room for the response's future twice.
     let service = service_fn(move |request: Request<Incoming>| {
-        handle(request.map(Body::from)).map(Ok::<_, Infallible>)
+        handle(request.map(Body::from))
+            .map(|response| Ok::<_, Infallible>(response.map(Awaited::new)))
     });
     let (io, flush) = batched(io);
     let window = tenant.window(CONNECTION_WINDOW);
@@ -168,8 +169,7 @@ where
                 };
                 (io, service) = (parts.io.into_inner(), parts.service);
                 io.unread(parts.read_buf);
-                // Boxed, so that what few connections need makes none of them larger.
-                if !Box::pin(wakes(&mut io, deadline, drain)).await {
+                if !wakes(&mut io, deadline, drain).await {
                     return Ok(());
                 }
             }

@@ -436,7 +436,9 @@ mod tests {
         let service = service_fn(async |_: Request<Incoming>| {
             let mut response = Response::new(String::new());
             for name in headers {
-                response.headers_mut().append(*name, HeaderValue::from_static("1"));
+                response
+                    .headers_mut()
+                    .append(*name, HeaderValue::from_static("1"));
             }
             if let Some(spelling) = spelled(names) {
                 response.extensions_mut().insert(spelling);
@@ -464,10 +466,15 @@ mod tests {
         for _ in 0..2 {
             let names = "ETag,content-length,transfer-encoding,UPGRADE,no name,x-LOW";
             let got = written(names, &["etag", "x-low", "x-other", "upgrade"]).await;
-            let expected = "ETag: 1\r\nx-LOW: 1\r\nX-Other: 1\r\nUPGRADE: 1\r\ncontent-length: 0\r\n";
+            let expected =
+                "ETag: 1\r\nx-LOW: 1\r\nX-Other: 1\r\nUPGRADE: 1\r\ncontent-length: 0\r\n";
             assert!(got.contains(expected), "{got}");
         }
-        assert!(written("", &["x-other"]).await.contains("\r\nX-Other: 1\r\n"));
+        assert!(
+            written("", &["x-other"])
+                .await
+                .contains("\r\nX-Other: 1\r\n")
+        );
         // Anything may come from a peer.
         for index in 0..10 * MOST_KNOWN {
             known(HeaderValue::from_str(&format!("{},x{index}", "a,".repeat(500))).unwrap());

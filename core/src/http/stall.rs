@@ -4,8 +4,15 @@
 //! client's window is full nobody does, and the answer would hold its server's stream for as
 //! long as the client likes. So whatever carries an answer to its client, a connection of
 //! HTTP/1 or a stream of HTTP/2, is run in a [`Carrier`], which drops it when the answer that
-//! it carries is overdue. Where there is no deadline that costs two accesses to the thread.
+//! it carries is overdue. Where there is no deadline that costs four accesses to the thread.
+//!
+//! Nor may a client of HTTP/2 that reads and grants no window hold an answer for ever: one
+//! whose next piece it does not take in time ([`Awaited`]) is dropped too.
 
+use super::Body;
+use super::body::Polled;
+use super::idle::HEADER_TIMEOUT;
+use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 use std::cell::Cell;
 use std::pin::Pin;
@@ -19,17 +26,23 @@ const GRACE: Duration = Duration::from_millis(500);
 thread_local! {
     /// Of what is being polled on this thread: when its answer must be over.
     static UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// When its client must have taken the next piece, if that waits for the client.
+    static TAKEN: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 pin_project! {
     /// Carries one answer after the other.
     pub struct Carrier<F> {
         until: Option<Instant>,
+        taken: Option<Instant>,
         sleep: Option<Pin<Box<Sleep>>>,
         #[pin]
         carried: F,
     }
 }
+
+/// A body that its client has to ask for, in HTTP/2 by a window.
+pub struct Awaited(Body);
 
 /// The answer that is being carried must be over by then; `None`: it is over.
 pub fn until(at: Option<Instant>) {
@@ -42,6 +55,7 @@ impl<F> Carrier<F> {
     pub fn new(carried: F) -> Self {
         Self {
             until: None,
+            taken: None,
             sleep: None,
             carried,
         }
@@ -55,16 +69,17 @@ impl<F: Future> Future for Carrier<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         UNTIL.set(*this.until);
+        TAKEN.set(*this.taken);
         let polled = this.carried.poll(cx);
-        *this.until = UNTIL.take();
+        (*this.until, *this.taken) = (UNTIL.take(), TAKEN.take());
         if let Poll::Ready(output) = polled {
             return Poll::Ready(Some(output));
         }
-        let Some(until) = *this.until else {
+        let overdue = this.until.map(|until| until + GRACE);
+        let Some(until) = overdue.into_iter().chain(*this.taken).min() else {
             *this.sleep = None;
             return Poll::Pending;
         };
-        let until = until + GRACE;
         let sleep = this
             .sleep
             .get_or_insert_with(|| Box::pin(sleep_until(until)));
@@ -76,9 +91,39 @@ impl<F: Future> Future for Carrier<F> {
     }
 }
 
+// === impl Awaited ===
+
+impl Awaited {
+    pub fn new(body: Body) -> Self {
+        TAKEN.set(Some(Instant::now() + HEADER_TIMEOUT));
+        Self(body)
+    }
+}
+
+impl http_body::Body for Awaited {
+    type Data = bytes::Bytes;
+    type Error = <Body as http_body::Body>::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        let polled = Pin::new(&mut self.0).poll_frame(cx);
+        let more = matches!(&polled, Poll::Ready(Some(Ok(frame))) if Frame::is_data(frame));
+        TAKEN.set(more.then(|| Instant::now() + HEADER_TIMEOUT));
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::deadline::{Deadline, Timeout};
+    use super::super::idle::HEADER_TIMEOUT;
     use super::super::{Body, serve};
     use crate::detect::Protocol;
     use crate::relay::Abort;
@@ -97,7 +142,8 @@ mod tests {
 
     type Told = Arc<Mutex<Vec<Timeout>>>;
 
-    /// Answers "/long" with a body that has no end and two seconds, all else with a word.
+    /// Answers "/long" with a body that has no end and two seconds, "/longer" with one that has
+    /// no end, "/silent" with one that does not go on either, all else with a word.
     fn serving<S>(io: S, protocol: Protocol) -> (tokio::task::JoinHandle<()>, Told)
     where
         S: AsyncRead + AsyncWrite + Abort + Unpin + Send + 'static,
@@ -106,16 +152,24 @@ mod tests {
         let tell = told.clone();
         let handle = move |request: Request<_>| {
             let tell = tell.clone();
-            let long = request.uri().path() == "/long";
+            let path = request.uri().path().to_owned();
             drop(request);
             async move {
-                if !long {
+                if !["/long", "/longer", "/silent"].contains(&&*path) {
                     return Response::new(Body::full("short"));
                 }
                 let (sender, receiver) = tokio::sync::mpsc::channel(1);
+                let silent = path == "/silent";
                 tokio::spawn(async move {
-                    while sender.send(Bytes::from(vec![0; 1024])).await.is_ok() {}
+                    while sender.send(Bytes::from(vec![0; 1024])).await.is_ok() {
+                        if silent {
+                            sender.closed().await;
+                        }
+                    }
                 });
+                if path != "/long" {
+                    return Response::new(Body::pieces(receiver));
+                }
                 let tell = move |which| tell.lock().unwrap().push(which);
                 let whole = Some((Instant::now() + LIMIT, Timeout::Request));
                 let deadline = Deadline::new(whole, None, false, tell).unwrap();
@@ -182,6 +236,46 @@ mod tests {
         let short = ask("/short").await.unwrap().into_body();
         let short = Body::from(short).collect().await.unwrap().to_bytes();
         assert_eq!(short, "short");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_cut_whose_client_reads_and_grants_no_window() {
+        let (near, far) = tokio::io::duplex(256 * 1024);
+        let (_served, _) = serving(far, Protocol::Http2);
+        let (mut client, connection) = h2::client::Builder::new()
+            .initial_connection_window_size(1 << 20)
+            .handshake::<_, Bytes>(near)
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let mut ask = |path: &str| {
+            let uri = format!("http://shop{path}");
+            let request = Request::get(uri).body(()).unwrap();
+            client.send_request(request, true).unwrap().0
+        };
+        let mut silent = ask("/silent").await.unwrap().into_body();
+        silent.data().await.unwrap().unwrap();
+        let mut deaf = ask("/longer").await.unwrap().into_body();
+        let mut slow = ask("/longer").await.unwrap().into_body();
+        let began = Instant::now();
+        let taking = async {
+            for _ in 0..20 {
+                let piece = slow.data().await.unwrap().unwrap();
+                slow.flow_control().release_capacity(piece.len()).unwrap();
+                tokio::time::sleep(Duration::from_secs(600)).await;
+            }
+        };
+        let waiting = async { while deaf.data().await.is_some_and(|piece| piece.is_ok()) {} };
+        tokio::select! {
+            () = taking => {}
+            () = waiting => {}
+        }
+        let waited = began.elapsed();
+        assert!((HEADER_TIMEOUT..HEADER_TIMEOUT + Duration::from_secs(60)).contains(&waited));
+        // The other two may go on.
+        slow.data().await.unwrap().unwrap();
+        let more = tokio::time::timeout(HEADER_TIMEOUT * 3, silent.data());
+        assert!(more.await.is_err(), "it waits for its application");
     }
 
     #[tokio::test(start_paused = true)]
