@@ -111,7 +111,7 @@ where
     let pulse = Arc::<Pulse>::default();
     let mut service = service_fn(|mut request: Request<Incoming>| {
         let under_way = pulse.begin();
-        if let Some(spelling) = pulse.heads.take() {
+        if let Some(spelling) = pulse.heads.take(request.headers()) {
             request.extensions_mut().insert(spelling);
         }
         handle(request.map(|body| under_way.receiving(body))).map(|mut response| {

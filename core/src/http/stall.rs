@@ -6,13 +6,15 @@
 //! HTTP/1 or a stream of HTTP/2, is run in a [`Carrier`], which drops it when the answer that
 //! it carries is overdue. Where there is no deadline that costs four accesses to the thread.
 //!
-//! Nor may a client of HTTP/2 that reads and grants no window hold an answer for ever: one
-//! whose next piece it does not take in time ([`Awaited`]) is dropped too.
+//! Nor may a client of HTTP/2 that reads its connection and grants no window hold an answer for
+//! ever: if there is more of one, and it takes no piece of that in an hour, it is dropped too
+//! ([`Awaited`]). Envoy does so after five minutes (`stream_flush_timeout`).
 
 use super::Body;
 use super::body::Polled;
 use super::idle::HEADER_TIMEOUT;
-use http_body::{Frame, SizeHint};
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use std::cell::Cell;
 use std::pin::Pin;
@@ -22,6 +24,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// A client that reads hears of the end by itself, and must have had the time to.
 const GRACE: Duration = Duration::from_millis(500);
+/// Bytes that are given to HTTP/2 at once: a frame, as most have it.
+const PIECE: usize = 16 * 1024;
 
 thread_local! {
     /// Of what is being polled on this thread: when its answer must be over.
@@ -42,7 +46,11 @@ pin_project! {
 }
 
 /// A body that its client has to ask for, in HTTP/2 by a window.
-pub struct Awaited(Body);
+pub struct Awaited {
+    body: Body,
+    /// What there is of it, and was not asked for.
+    rest: Bytes,
+}
 
 /// The answer that is being carried must be over by then; `None`: it is over.
 pub fn until(at: Option<Instant>) {
@@ -87,6 +95,9 @@ impl<F: Future> Future for Carrier<F> {
             sleep.as_mut().reset(until);
         }
         ready!(sleep.as_mut().poll(cx));
+        if this.taken.is_some_and(|taken| taken <= until) {
+            tracing::debug!("a client takes nothing of its answer");
+        }
         Poll::Ready(None)
     }
 }
@@ -96,27 +107,51 @@ impl<F: Future> Future for Carrier<F> {
 impl Awaited {
     pub fn new(body: Body) -> Self {
         TAKEN.set(Some(Instant::now() + HEADER_TIMEOUT));
-        Self(body)
+        let rest = Bytes::new();
+        Self { body, rest }
+    }
+
+    /// hyper hands over all that it gets once there is a window for one byte of it.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Polled {
+        if self.rest.is_empty() {
+            let polled = Pin::new(&mut self.body).poll_frame(cx);
+            match polled {
+                Poll::Ready(Some(Ok(frame)))
+                    if frame.data_ref().is_some_and(|it| it.len() > PIECE) =>
+                {
+                    self.rest = frame.into_data().unwrap_or_default();
+                }
+                polled => return polled,
+            }
+        }
+        let piece = self.rest.split_to(PIECE.min(self.rest.len()));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 }
 
 impl http_body::Body for Awaited {
-    type Data = bytes::Bytes;
+    type Data = Bytes;
     type Error = <Body as http_body::Body>::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
-        let polled = Pin::new(&mut self.0).poll_frame(cx);
+        let polled = self.poll_piece(cx);
         let more = matches!(&polled, Poll::Ready(Some(Ok(frame))) if Frame::is_data(frame));
         TAKEN.set(more.then(|| Instant::now() + HEADER_TIMEOUT));
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
+        let (body, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut all = SizeHint::new();
+        all.set_lower(body.lower() + rest);
+        if let Some(upper) = body.upper() {
+            all.set_upper(upper + rest);
+        }
+        all
     }
 }
 

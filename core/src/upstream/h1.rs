@@ -95,7 +95,7 @@ impl Pool {
     }
 
     fn answer(self: Arc<Self>, mut response: Response<Incoming>, client: Client) -> Response<Body> {
-        if let Some(spelling) = client.heads.take() {
+        if let Some(spelling) = client.heads.take(response.headers()) {
             response.extensions_mut().insert(spelling);
         }
         response.map(|body| {

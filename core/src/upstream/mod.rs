@@ -412,7 +412,7 @@ impl Upstreams {
             .send_request(request)
             .await
             .map_err(UpstreamError::http)?;
-        if let Some(spelling) = heads.take() {
+        if let Some(spelling) = heads.take(response.headers()) {
             response.extensions_mut().insert(spelling);
         }
         heads.leave();

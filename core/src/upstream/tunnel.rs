@@ -1,7 +1,6 @@
 //! Bytes in an HTTP/2 stream: a tunnel (CONNECT, RFC 9113 §8.5) and a body.
 
 use super::h2::Slot;
-use crate::http::HEADER_TIMEOUT;
 use crate::identity::Standing;
 use crate::relay::Abort;
 use ::h2::{Reason, RecvStream, SendStream};
@@ -183,14 +182,9 @@ async fn send_data(
         stream.reserve_capacity(data.len());
         let mut capacity = stream.capacity();
         while capacity == 0 {
-            let granted = poll_fn(|cx| stream.poll_capacity(cx));
-            match tokio::time::timeout(HEADER_TIMEOUT, granted).await {
-                Ok(Some(granted)) => capacity = granted?,
-                Ok(None) => return Err(SendBodyError::Gone),
-                Err(_) => {
-                    stream.send_reset(Reason::CANCEL);
-                    return Err(SendBodyError::Untaken);
-                }
+            match poll_fn(|cx| stream.poll_capacity(cx)).await {
+                Some(granted) => capacity = granted?,
+                None => return Err(SendBodyError::Gone),
             }
         }
         let piece = data.split_to(capacity.min(data.len()));
@@ -209,6 +203,4 @@ pub enum SendBodyError {
     H2(#[from] ::h2::Error),
     #[error("the stream is gone")]
     Gone,
-    #[error("the receiver grants no window")]
-    Untaken,
 }
