@@ -1,10 +1,16 @@
-//! Memory that connections leave behind goes back to the node.
+//! Memory that is not needed any more goes back to the node.
 //!
+//! Most of the program that a proxy has touched when it is ready was for its start. Those pages
+//! are let go of; the kernel has them in its cache, and may take them from there.
+//!
+//! So does what connections leave behind.
 //! The C library keeps what is freed for those that come next, and a heap that was large once
 //! stays so. When most of the connections that there were are gone, it is asked for what it can spare.
 //! Not more often: it looks through the whole heap, and who allocates waits meanwhile.
 
+use crate::ready::Readiness;
 use crate::telemetry::Connections;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -27,6 +33,18 @@ pub struct Dormant(());
 /// The greatest number of connections since memory was last given back.
 #[derive(Debug, Default)]
 struct Peak(usize);
+
+/// Once the proxy has started.
+pub async fn give_back_start(readiness: Readiness) {
+    while !readiness.missing().is_empty() {
+        tokio::time::sleep(LOOKS).await;
+    }
+    let _ = tokio::task::spawn_blocking(|| {
+        trim();
+        let_go_of_program();
+    })
+    .await;
+}
 
 pub async fn give_back(connections: Arc<Connections>) {
     let (mut all, mut awake) = (Peak::default(), Peak::default());
@@ -83,6 +101,37 @@ impl Peak {
     }
 }
 
+/// Unmaps the code that this process has run so far, whatever file it is of. What it runs next
+/// is mapped again, for the price of a page fault without a disk.
+pub fn let_go_of_program() {
+    let mapped = std::fs::read_to_string("/proc/self/maps");
+    let gone = mapped.and_then(|maps| maps.lines().filter_map(code).try_for_each(let_go_of));
+    if let Err(error) = gone {
+        tracing::debug!(%error, "the program stays mapped");
+    }
+}
+
+/// Where code of a file is mapped that nobody can have written to.
+fn code(line: &str) -> Option<std::ops::Range<usize>> {
+    let mut fields = line.split_ascii_whitespace();
+    let (range, access) = (fields.next()?, fields.next()?);
+    let (_offset, _device, inode) = (fields.next()?, fields.next()?, fields.next()?);
+    let (start, end) = range.split_once('-')?;
+    let address = |text| usize::from_str_radix(text, 16).ok();
+    (access == "r-xp" && inode != "0").then_some(address(start)?..address(end)?)
+}
+
+#[expect(unsafe_code, reason = "no safe form can know what is mapped there")]
+fn let_go_of(code: std::ops::Range<usize>) -> io::Result<()> {
+    let start = std::ptr::without_provenance_mut(code.start);
+    // SAFETY: a private mapping of a file that has not been written to has what the file has,
+    // whenever it is read.
+    match unsafe { libc::madvise(start, code.len(), libc::MADV_DONTNEED) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Gives back at once what the C library can spare.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "of the C library, which has no safe form of it")]
@@ -99,6 +148,53 @@ pub fn trim() {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn code_is_what_is_executed_and_of_a_file() {
+        let code_of = |rest: &str| code(&format!("7f00-7f10 {rest}"));
+        assert_eq!(
+            code_of("r-xp 00001000 fe:00 12 /bin/duet-sidecar"),
+            Some(0x7f00..0x7f10)
+        );
+        for other in [
+            "r--p 00001000 fe:00 12 /bin/duet-sidecar",
+            "rwxp 00001000 fe:00 12 /bin/duet-sidecar",
+            "r-xp 00000000 00:00 0 [vdso]",
+            "rw-p 00000000 00:00 0",
+            "",
+        ] {
+            assert_eq!(code_of(other), None, "{other}");
+        }
+    }
+
+    /// Of code, in KiB.
+    fn resident() -> u64 {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut is_code = false;
+        let mut sum = 0;
+        for line in maps.lines() {
+            if let Some(rss) = line.strip_prefix("Rss:") {
+                let kib: u64 = rss.trim().trim_end_matches(" kB").parse().unwrap();
+                sum += if is_code { kib } else { 0 };
+            } else if line.contains('-') {
+                is_code = code(line).is_some();
+            }
+        }
+        sum
+    }
+
+    #[test]
+    fn most_of_what_was_run_once_need_not_stay() {
+        // Other tests run meanwhile.
+        let gone = (0..20).any(|_| {
+            let before = resident();
+            let_go_of_program();
+            let after = resident();
+            println!("{before} KiB of code, and then {after}");
+            after < before / 4 * 3
+        });
+        assert!(gone, "it is all still there");
+    }
 
     #[test]
     fn only_when_most_are_gone() {
