@@ -57,7 +57,7 @@ build:              ## everything, optimised, in target/release; both proxies in
 	  cargo build --release --locked $(CARGO_FLAGS) --target $(TARGET) -p duet-sidecar -p duet-agent && \
 	  cargo build --profile tools --locked $(CARGO_FLAGS) --target $(TARGET) -p duet-control -p kubectl-duet -p duet-bench
 	@mkdir -p target/release
-	cd target/$(TARGET) && ln -f release/duet-sidecar release/duet-agent \
+	cd "$${CARGO_TARGET_DIR:-target}/$(TARGET)" && ln -f release/duet-sidecar release/duet-agent \
 	  tools/duet-control tools/kubectl-duet tools/duet-bench "$(CURDIR)/target/release/"
 
 profile: deps       ## counts anew what the proxies do most, for the compiler (PGO): core/profile; half an hour
