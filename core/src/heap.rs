@@ -1,7 +1,8 @@
 //! Memory that is not needed any more goes back to the node.
 //!
-//! Most of the program that a proxy has touched when it is ready was for its start. Those pages
-//! are let go of; the kernel has them in its cache, and may take them from there.
+//! Most of the program that a proxy has touched when it is ready was for becoming so, at its
+//! start or for a new workload. Those pages are let go of; the kernel has them in its cache, and
+//! may take them from there.
 //!
 //! So does what connections leave behind.
 //! The C library keeps what is freed for those that come next, and a heap that was large once
@@ -34,16 +35,13 @@ pub struct Dormant(());
 #[derive(Debug, Default)]
 struct Peak(usize);
 
-/// Once the proxy has started.
-pub async fn give_back_start(readiness: Readiness) {
-    while !readiness.missing().is_empty() {
+/// Whenever the proxy has become ready, but not all the time where workloads come and go.
+pub async fn give_back_program(readiness: Readiness) {
+    loop {
+        readiness.becomes_ready().await;
+        let _ = tokio::task::spawn_blocking(let_go_of_program).await;
         tokio::time::sleep(LOOKS).await;
     }
-    let _ = tokio::task::spawn_blocking(|| {
-        trim();
-        let_go_of_program();
-    })
-    .await;
 }
 
 pub async fn give_back(connections: Arc<Connections>) {
@@ -103,7 +101,7 @@ impl Peak {
 
 /// Unmaps the code that this process has run so far, whatever file it is of. What it runs next
 /// is mapped again, for the price of a page fault without a disk.
-pub fn let_go_of_program() {
+fn let_go_of_program() {
     let mapped = std::fs::read_to_string("/proc/self/maps");
     let gone = mapped.and_then(|maps| maps.lines().filter_map(code).try_for_each(let_go_of));
     if let Err(error) = gone {

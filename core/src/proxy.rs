@@ -192,7 +192,7 @@ impl Proxy {
         });
         tokio::spawn(vital(control.watch(shared.directory.clone())));
         tokio::spawn(heap::give_back(shared.connections.clone()));
-        tokio::spawn(heap::give_back_start(shared.readiness.clone()));
+        tokio::spawn(heap::give_back_program(shared.readiness.clone()));
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             core = crate::CORE_FINGERPRINT,

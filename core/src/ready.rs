@@ -3,9 +3,10 @@
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::sync::Notify;
 
 #[derive(Clone, Default)]
-pub struct Readiness(Arc<Mutex<Missing>>);
+pub struct Readiness(Arc<Mutex<Missing>>, Arc<Notify>);
 
 #[derive(Default)]
 struct Missing {
@@ -34,6 +35,11 @@ impl Readiness {
         }
     }
 
+    /// Waits until the next time that nothing is missing any more. One waits.
+    pub async fn becomes_ready(&self) {
+        self.1.notified().await;
+    }
+
     pub fn drain(&self) {
         self.0.lock().draining = true;
     }
@@ -48,13 +54,31 @@ impl Readiness {
 
 impl Drop for ReadyGuard {
     fn drop(&mut self) {
-        self.readiness.0.lock().what.remove(&self.key);
+        let mut missing = self.readiness.0.lock();
+        missing.what.remove(&self.key);
+        if missing.what.is_empty() {
+            self.readiness.1.notify_one();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_told_when_nothing_is_missing_any_more() {
+        let readiness = Readiness::default();
+        let told = || tokio::time::timeout(Duration::from_secs(1), readiness.becomes_ready());
+        for _ in 0..2 {
+            let identity = readiness.not_until("identity of default/web");
+            drop(readiness.not_until("discovery"));
+            assert!(told().await.is_err());
+            drop(identity);
+            assert!(told().await.is_ok(), "also if it was so before");
+        }
+    }
 
     #[test]
     fn names_what_is_missing() {
