@@ -19,8 +19,9 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// From the last pod's readiness to the first reading.
-const SETTLE: Duration = Duration::from_millis(300);
+/// From the last pod's readiness to the first reading. Proxies let go of what they needed to
+/// become ready up to a second later.
+const SETTLE: Duration = Duration::from_millis(1_500);
 const MIB: f64 = 1024.0 * 1024.0;
 
 pub struct Idle;
