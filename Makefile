@@ -60,7 +60,7 @@ build:              ## everything, optimised, in target/release; both proxies in
 	cd "$${CARGO_TARGET_DIR:-target}/$(TARGET)" && ln -f release/duet-sidecar release/duet-agent \
 	  tools/duet-control tools/kubectl-duet tools/duet-bench "$(CURDIR)/target/release/"
 
-profile: deps       ## counts anew what the proxies do most, for the compiler (PGO): core/profile; half an hour
+profile: deps       ## counts anew what the proxies do most, for the compiler (PGO): core/profile; twenty minutes
 	core/profile/train
 
 test: test-deps h2spec ## every test; those that need root say so when they are skipped

@@ -10,7 +10,6 @@
 //! hyper tells nobody what it read, so heads are read here once more, as they come by. Should
 //! one be taken for another's, a name is written in another case, and no more than that.
 
-use crate::relay::Abort;
 use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request, Response};
 use hyper::body::Incoming;
@@ -203,10 +202,25 @@ impl Heads {
         spelling
     }
 
+    /// Reads from `io`, and sees what it brings.
+    pub fn poll_read<S: AsyncRead + Unpin>(
+        &self,
+        io: &mut S,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(io).poll_read(cx, buf))?;
+        self.hear(&buf.filled()[before..]);
+        Poll::Ready(Ok(()))
+    }
+
     fn hear(&self, bytes: &[u8]) {
         self.0.lock().hear(bytes);
     }
 }
+
+// === impl Read ===
 
 impl Read {
     fn hear(&mut self, mut bytes: &[u8]) {
@@ -310,21 +324,6 @@ impl<S> Overheard<S> {
     }
 }
 
-impl Heads {
-    /// Reads from `io`, and sees what it brings.
-    pub fn poll_read<S: AsyncRead + Unpin>(
-        &self,
-        io: &mut S,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(io).poll_read(cx, buf))?;
-        self.hear(&buf.filled()[before..]);
-        Poll::Ready(Ok(()))
-    }
-}
-
 impl<S: AsyncRead + Unpin> AsyncRead for Overheard<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -363,12 +362,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Overheard<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
-impl<S: Abort> Abort for Overheard<S> {
-    fn abort(&mut self) {
-        self.io.abort();
     }
 }
 
