@@ -19,6 +19,8 @@ use tokio::time::Instant;
 
 const LOOKS: Duration = Duration::from_secs(1);
 const SETTLING: Duration = Duration::from_secs(2);
+/// From letting go of the program to doing it again: what runs has to be mapped anew each time.
+const BETWEEN: Duration = Duration::from_millis(500);
 /// From giving back what is spare to doing it again for connections that are only dormant.
 const BREATHER: Duration = Duration::from_secs(60);
 /// How many connections fewer are worth it, if they are also half of what there were.
@@ -40,7 +42,7 @@ pub async fn give_back_program(readiness: Readiness) {
     loop {
         readiness.becomes_ready().await;
         let _ = tokio::task::spawn_blocking(let_go_of_program).await;
-        tokio::time::sleep(LOOKS).await;
+        tokio::time::sleep(BETWEEN).await;
     }
 }
 

@@ -129,7 +129,7 @@ impl Pace {
                 blocks: MIN_BLOCKS as u32,
                 fewer_blocks: MIN_BLOCKS as u32,
                 counting_blocks: 1,
-                spare: ms(30_000),
+                spare: ms(20_000),
                 settle: ms(3_000),
                 warmup: ms(300),
                 window: ms(1_500),

@@ -20,8 +20,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// From the last pod's readiness to the first reading. Proxies let go of what they needed to
-/// become ready up to a second later.
-const SETTLE: Duration = Duration::from_millis(1_500);
+/// become ready up to half a second later.
+const SETTLE: Duration = Duration::from_millis(600);
 const MIB: f64 = 1024.0 * 1024.0;
 
 pub struct Idle;

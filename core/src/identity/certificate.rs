@@ -11,7 +11,7 @@ use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::danger::ClientCertVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme,
@@ -19,6 +19,8 @@ use rustls::{
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
 use zeroize::Zeroize;
 
 pub(crate) static PROVIDER: LazyLock<Arc<CryptoProvider>> =
@@ -90,7 +92,7 @@ impl Certificate {
         validity: (i64, i64),
     ) -> Result<Self, CertificateFailure> {
         let chain: Vec<_> = chain.into_iter().map(CertificateDer::from).collect();
-        let named = chain.first().and_then(|leaf| spiffe_id(leaf));
+        let named = chain.first().and_then(spiffe_id_of);
         if named.as_ref() != Some(&identity) {
             return Err(CertificateFailure::Identity(named));
         }
@@ -188,13 +190,11 @@ impl Certificate {
         role: Role,
     ) -> Result<(Identity, Standing), PeerError> {
         let chain = connection.peer_certificates().ok_or(PeerError::None)?;
-        let leaf = chain.first().ok_or(PeerError::None)?;
-        let identity = spiffe_id(leaf).ok_or(PeerError::None)?;
-        let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|_| PeerError::None)?;
-        let not_after = time(parsed.validity().not_after.timestamp());
-        let chain = chain.iter().map(|one| one.clone().into_owned()).collect();
-        let standing = Standing::new(self.trust.clone(), role, chain, not_after);
-        Ok((identity, standing))
+        let (leaf, intermediates) = chain.split_first().ok_or(PeerError::None)?;
+        let roots = self.trust.current();
+        let peer = roots.examine(role, leaf, intermediates, UnixTime::now())?;
+        let identity = peer.identity.clone().ok_or(PeerError::None)?;
+        Ok((identity, Standing::new(self.trust.clone(), role, peer)))
     }
 
     pub fn leaf(&self) -> Option<&CertificateDer<'static>> {
@@ -224,16 +224,16 @@ impl ServerCertVerifier for ExpectedServer {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let roots = self.trust.current();
-        roots.verify_server(end_entity, intermediates, now)?;
-        match spiffe_id(end_entity) {
-            Some(found) if found == self.expected => Ok(ServerCertVerified::assertion()),
-            found => Err(rustls::Error::InvalidCertificate(CertificateError::Other(
-                rustls::OtherError(Arc::new(PeerError::Unexpected {
-                    expected: self.expected.clone(),
-                    found,
-                })),
-            ))),
+        let peer = roots.examine(Role::Server, end_entity, intermediates, now)?;
+        if peer.identity.as_ref() == Some(&self.expected) {
+            return Ok(ServerCertVerified::assertion());
         }
+        Err(rustls::Error::InvalidCertificate(CertificateError::Other(
+            rustls::OtherError(Arc::new(PeerError::Unexpected {
+                expected: self.expected.clone(),
+                found: peer.identity.clone(),
+            })),
+        )))
     }
 
     fn verify_tls12_signature(
@@ -274,11 +274,11 @@ impl ClientCertVerifier for MeshClients {
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<rustls::server::danger::ClientCertVerified, rustls::Error> {
+    ) -> Result<ClientCertVerified, rustls::Error> {
         let roots = self.0.current();
-        let verified = roots.verify_client(end_entity, intermediates, now)?;
-        match spiffe_id(end_entity) {
-            Some(_) => Ok(verified),
+        let peer = roots.examine(Role::Client, end_entity, intermediates, now)?;
+        match &peer.identity {
+            Some(_) => Ok(ClientCertVerified::assertion()),
             None => Err(rustls::Error::InvalidCertificate(
                 CertificateError::ApplicationVerificationFailure,
             )),
@@ -336,6 +336,8 @@ pub enum PeerError {
     },
     #[error("the peer has no certificate with a SPIFFE ID")]
     None,
+    #[error("the peer is not believed any more: {0}")]
+    Distrusted(#[from] rustls::Error),
 }
 
 /// What [`ExpectedServer`] said, if that is why a handshake failed.
@@ -352,11 +354,14 @@ fn time(seconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds.max(0).unsigned_abs())
 }
 
-/// X.509-SVID §2: exactly one URI SAN.
-fn spiffe_id(leaf: &CertificateDer<'_>) -> Option<Identity> {
-    use x509_parser::extensions::GeneralName;
+fn spiffe_id_of(leaf: &CertificateDer<'_>) -> Option<Identity> {
     let (_, parsed) = x509_parser::parse_x509_certificate(leaf).ok()?;
-    let names = parsed.subject_alternative_name().ok()??;
+    spiffe_id(&parsed)
+}
+
+/// X.509-SVID §2: exactly one URI SAN.
+pub(super) fn spiffe_id(leaf: &X509Certificate<'_>) -> Option<Identity> {
+    let names = leaf.subject_alternative_name().ok()??;
     let mut uris = names
         .value
         .general_names

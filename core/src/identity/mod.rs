@@ -2,6 +2,7 @@
 
 mod certificate;
 mod clock;
+mod peer;
 mod renewal;
 mod trust;
 

@@ -14,12 +14,13 @@
 //! The first root of a bundle is the one that certificates are signed with now.
 
 use super::certificate::PROVIDER;
+use super::peer::{Known, Peer};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{CertificateError, RootCertStore};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -52,6 +53,8 @@ pub struct Roots {
     signing: RootCertStore,
     /// `None` without roots.
     clients: Option<Arc<dyn ClientCertVerifier>>,
+    known_clients: Known,
+    known_servers: Known,
     told_by_discovery: bool,
 }
 
@@ -68,9 +71,9 @@ pub(super) enum Role {
 pub struct Standing {
     trust: Trust,
     role: Role,
-    chain: Vec<CertificateDer<'static>>,
+    peer: Arc<Peer>,
     not_after: SystemTime,
-    /// The generation of roots that the chain was last seen to lead to.
+    /// The generation of roots that its chain was last seen to lead to.
     seen: AtomicU64,
     distrusted: AtomicBool,
 }
@@ -185,6 +188,8 @@ impl Roots {
             all,
             signing,
             clients,
+            known_clients: Known::default(),
+            known_servers: Known::default(),
             told_by_discovery,
         }
     }
@@ -198,25 +203,31 @@ impl Roots {
         &self.fingerprints
     }
 
-    pub(super) fn verify_server(
+    /// Whose chain this is, which leads to a root.
+    pub(super) fn examine(
         &self,
+        role: Role,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<(), rustls::Error> {
-        verify_server(&self.all, leaf, intermediates, now)
-    }
-
-    pub(super) fn verify_client(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<rustls::server::danger::ClientCertVerified, rustls::Error> {
-        match &self.clients {
-            Some(clients) => clients.verify_client_cert(leaf, intermediates, now),
-            None => Err(rustls::CertificateError::UnknownIssuer.into()),
+    ) -> Result<Arc<Peer>, rustls::Error> {
+        let known = match role {
+            Role::Client => &self.known_clients,
+            Role::Server => &self.known_servers,
+        };
+        if let Some(peer) = known.find(leaf, intermediates, now) {
+            return Ok(peer);
         }
+        match (role, &self.clients) {
+            (Role::Server, _) => verify_server(&self.all, leaf, intermediates, now)?,
+            (Role::Client, Some(clients)) => {
+                clients.verify_client_cert(leaf, intermediates, now)?;
+            }
+            (Role::Client, None) => return Err(CertificateError::UnknownIssuer.into()),
+        }
+        let peer = Arc::new(Peer::read(leaf, intermediates, now)?);
+        known.add(peer.clone(), now);
+        Ok(peer)
     }
 
     /// Whether `chain`, leaf first, leads to a root.
@@ -229,10 +240,7 @@ impl Roots {
         let Some((leaf, intermediates)) = chain.split_first() else {
             return false;
         };
-        match role {
-            Role::Client => self.verify_client(leaf, intermediates, now).is_ok(),
-            Role::Server => self.verify_server(leaf, intermediates, now).is_ok(),
-        }
+        self.examine(role, leaf, intermediates, now).is_ok()
     }
 
     /// Whether `chain` leads to the root that is signed with now.
@@ -268,20 +276,15 @@ fn verify_server(
 // === impl Standing ===
 
 impl Standing {
-    pub(super) fn new(
-        trust: Trust,
-        role: Role,
-        chain: Vec<CertificateDer<'static>>,
-        not_after: SystemTime,
-    ) -> Self {
+    pub(super) fn new(trust: Trust, role: Role, peer: Arc<Peer>) -> Self {
         Self {
-            // Verified a moment ago; if the roots have changed since, it is again.
+            // Found a moment ago; if the roots have changed since, it is examined again.
             seen: AtomicU64::new(u64::MAX),
             distrusted: AtomicBool::new(false),
+            not_after: peer.not_after,
             trust,
             role,
-            chain,
-            not_after,
+            peer,
         }
     }
 
@@ -294,7 +297,9 @@ impl Standing {
     pub fn holds(&self) -> bool {
         let roots = self.trust.0.roots.load();
         if self.seen.load(Ordering::Acquire) != roots.generation {
-            if !roots.lead_from(&self.chain, self.role, UnixTime::now()) {
+            let (leaf, intermediates) = (self.peer.leaf(), self.peer.intermediates());
+            let now = UnixTime::now();
+            if roots.examine(self.role, leaf, intermediates, now).is_err() {
                 self.distrusted.store(true, Ordering::Release);
             }
             self.seen.store(roots.generation, Ordering::Release);
@@ -361,9 +366,100 @@ mod tests {
         lead(Role::Client)
     }
 
+    fn standing(
+        trust: &Trust,
+        role: Role,
+        chain: &[CertificateDer<'static>],
+    ) -> Result<Standing, rustls::Error> {
+        let roots = trust.current();
+        let peer = roots.examine(role, &chain[0], &chain[1..], UnixTime::now())?;
+        Ok(Standing::new(trust.clone(), role, peer))
+    }
+
     #[test]
     fn without_roots_nobody_is_believed() {
         assert!(!believed(&Trust::default(), &leaf(&root("a"))));
+    }
+
+    /// Valid from an hour ago to an hour from now, as far as `root` has its way.
+    fn leaf_and_intermediate(root: &Root, ends: Duration) -> Vec<CertificateDer<'static>> {
+        let time = |at: SystemTime| at.into();
+        let now = SystemTime::now();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "between");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_before = time(now - Duration::from_secs(3600));
+        params.not_after = time(now + ends);
+        let der = params.signed_by(&key, &root.issuer).unwrap();
+        let between = Root {
+            der: der.der().to_vec(),
+            issuer: Issuer::new(params, key),
+        };
+        let mut chain = leaf(&between);
+        chain.push(der.into());
+        chain
+    }
+
+    fn seconds(from_now: i64) -> UnixTime {
+        let now = UnixTime::now().as_secs();
+        UnixTime::since_unix_epoch(Duration::from_secs(now.saturating_add_signed(from_now)))
+    }
+
+    /// A chain that is known is not examined again, and passes no later, no earlier, in no other
+    /// role and in no other company than if it were.
+    #[test]
+    fn what_is_known_of_a_chain_is_no_more_than_was_found() {
+        let a = root("a");
+        let trust = Trust::default();
+        trust.discovered(&bundle(&[&a]));
+        let roots = trust.current();
+        let chain = leaf_and_intermediate(&a, Duration::from_secs(60));
+        let examine = |role, chain: &[CertificateDer<'static>], now| {
+            roots.examine(role, &chain[0], &chain[1..], now)
+        };
+        let found = examine(Role::Client, &chain, seconds(0)).unwrap();
+        let again = examine(Role::Client, &chain, seconds(30)).unwrap();
+        assert!(Arc::ptr_eq(&found, &again), "known");
+        assert!(
+            roots
+                .known_servers
+                .find(&chain[0], &chain[1..], seconds(0))
+                .is_none()
+        );
+        // The intermediate ends long before the leaf, and neither was there two hours ago.
+        assert!(examine(Role::Client, &chain, seconds(90)).is_err());
+        assert!(examine(Role::Client, &chain, seconds(-7200)).is_err());
+        // Without what it leads through, and with another that says the same.
+        assert!(examine(Role::Client, &chain[..1], seconds(0)).is_err());
+        let other = leaf_and_intermediate(&a, Duration::from_secs(60));
+        let mixed = [chain[0].clone(), other[1].clone()];
+        assert!(examine(Role::Client, &mixed, seconds(0)).is_err());
+        // The signature is part of a certificate.
+        let mut forged = chain[0].to_vec();
+        *forged.last_mut().unwrap() ^= 1;
+        let forged = [forged.into(), chain[1].clone()];
+        assert!(examine(Role::Client, &forged, seconds(0)).is_err());
+        // None of which has made it less known.
+        let still = examine(Role::Client, &chain, seconds(0)).unwrap();
+        assert!(Arc::ptr_eq(&found, &still));
+        // What is known dies with the roots.
+        trust.discovered(&bundle(&[&root("b")]));
+        assert!(!believed(&trust, &chain));
+    }
+
+    #[test]
+    fn an_intermediate_that_has_ended_and_was_not_needed_does_no_harm() {
+        let a = root("a");
+        let trust = Trust::default();
+        trust.discovered(&bundle(&[&a]));
+        let old = leaf_and_intermediate(&a, Duration::ZERO);
+        let chain = [leaf(&a).remove(0), old[1].clone()];
+        let roots = trust.current();
+        let examine = || roots.examine(Role::Server, &chain[0], &chain[1..], seconds(10));
+        assert!(Arc::ptr_eq(&examine().unwrap(), &examine().unwrap()));
     }
 
     #[test]
@@ -427,8 +523,7 @@ mod tests {
         let (old, new) = (root("old"), root("new"));
         let trust = Trust::default();
         trust.discovered(&bundle(&[&old]));
-        let later = SystemTime::now() + Duration::from_secs(3600);
-        let standing = Standing::new(trust.clone(), Role::Client, leaf(&old), later);
+        let standing = standing(&trust, Role::Client, &leaf(&old)).unwrap();
         assert!(standing.holds());
         trust.discovered(&bundle(&[&new, &old]));
         assert!(standing.holds(), "a change that leaves its root");
@@ -449,7 +544,12 @@ mod tests {
             SystemTime::now() - Duration::from_secs(1),
             SystemTime::now() + Duration::from_secs(3600),
         );
-        let standing = |end| Standing::new(trust.clone(), Role::Server, leaf(&root), end);
+        let leaf = leaf(&root);
+        let standing = |end| {
+            standing(&trust, Role::Server, &leaf)
+                .unwrap()
+                .at_most_until(end)
+        };
         assert!(standing(later).holds());
         assert!(!standing(past).holds());
         assert!(!standing(later).at_most_until(past).holds());

@@ -1,0 +1,170 @@
+//! Whom a handshake found on the other side.
+//!
+//! What a chain says, and that it leads to a root, is examined once and not at each of a peer's connections:
+//! it is the dearer half of what a handshake asks of certificates. What is known dies with the roots that it was
+//! examined against, and when the first of its certificates ends. That the peer has the key is shown by each
+//! handshake anew.
+
+use super::Identity;
+use super::certificate::spiffe_id;
+use parking_lot::Mutex;
+use rustls::CertificateError;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use x509_parser::certificate::X509Certificate;
+
+/// Peers that are kept in mind: some 1 KiB each, which their connections share.
+const MOST: usize = 1024;
+
+/// The other side's chain, which has led to a root.
+#[derive(Debug)]
+pub(super) struct Peer {
+    /// None where the leaf has no SPIFFE ID.
+    pub identity: Option<Identity>,
+    /// Of the leaf.
+    pub not_after: SystemTime,
+    leaf: CertificateDer<'static>,
+    intermediates: Vec<CertificateDer<'static>>,
+    /// What was found holds from here
+    examined: UnixTime,
+    /// to here: the first end of a certificate that may have been needed.
+    ends: UnixTime,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Known(Mutex<HashSet<ByLeaf>>);
+
+#[derive(Debug)]
+struct ByLeaf(Arc<Peer>);
+
+// === impl Peer ===
+
+impl Peer {
+    /// Of a chain that leads to a root.
+    pub fn read(
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<Self, CertificateError> {
+        let parsed = parse(leaf).ok_or(CertificateError::BadEncoding)?;
+        // What has ended, or cannot be read, is not what led there.
+        let ends = intermediates
+            .iter()
+            .filter_map(parse)
+            .map(|one| not_after(&one))
+            .filter(|end| *end >= now)
+            .fold(not_after(&parsed), Ord::min);
+        Ok(Self {
+            identity: spiffe_id(&parsed),
+            not_after: UNIX_EPOCH + Duration::from_secs(not_after(&parsed).as_secs()),
+            leaf: leaf.clone().into_owned(),
+            intermediates: intermediates
+                .iter()
+                .map(|one| one.clone().into_owned())
+                .collect(),
+            examined: now,
+            ends,
+        })
+    }
+
+    pub fn leaf(&self) -> &CertificateDer<'static> {
+        &self.leaf
+    }
+
+    pub fn intermediates(&self) -> &[CertificateDer<'static>] {
+        &self.intermediates
+    }
+
+    fn holds(&self, now: UnixTime) -> bool {
+        (self.examined..=self.ends).contains(&now)
+    }
+}
+
+// === impl Known ===
+
+impl Known {
+    /// With this very chain, if what was found then holds now.
+    pub fn find(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Option<Arc<Peer>> {
+        let known = self.0.lock();
+        let ByLeaf(peer) = known.get(leaf.as_ref())?;
+        (peer.intermediates == intermediates && peer.holds(now)).then(|| peer.clone())
+    }
+
+    pub fn add(&self, peer: Arc<Peer>, now: UnixTime) {
+        let mut known = self.0.lock();
+        if known.len() >= MOST {
+            known.retain(|ByLeaf(peer)| peer.holds(now));
+            if known.len() >= MOST {
+                known.clear();
+            }
+        }
+        known.replace(ByLeaf(peer));
+    }
+}
+
+// === impl ByLeaf ===
+
+impl Borrow<[u8]> for ByLeaf {
+    fn borrow(&self) -> &[u8] {
+        &self.0.leaf
+    }
+}
+
+impl Hash for ByLeaf {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let leaf: &[u8] = self.borrow();
+        leaf.hash(state);
+    }
+}
+
+impl PartialEq for ByLeaf {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.leaf == other.0.leaf
+    }
+}
+
+impl Eq for ByLeaf {}
+
+fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(parsed)
+}
+
+fn not_after(certificate: &X509Certificate<'_>) -> UnixTime {
+    let seconds = certificate.validity().not_after.timestamp();
+    UnixTime::since_unix_epoch(Duration::from_secs(seconds.max(0).unsigned_abs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_are_kept_in_mind_as_there_is_room_for() {
+        let certificate = rcgen::generate_simple_self_signed(Vec::new()).unwrap();
+        let now = UnixTime::now();
+        let known = Known::default();
+        let leaf = |number: usize| {
+            // What follows the certificate is not read.
+            let mut der = certificate.cert.der().to_vec();
+            der.extend(number.to_be_bytes());
+            CertificateDer::from(der)
+        };
+        for number in 0..2 * MOST + 10 {
+            let peer = Peer::read(&leaf(number), &[], now).unwrap();
+            known.add(Arc::new(peer), now);
+            assert!(known.find(&leaf(number), &[], now).is_some());
+            assert!(known.0.lock().len() <= MOST);
+        }
+        assert_eq!(known.0.lock().len(), 10);
+    }
+}
