@@ -6,293 +6,26 @@
 
 mod daemon;
 mod discovery;
+mod runtime;
 mod world;
 
-use daemon::{Agent, BINARY, ask, eventually, log_of};
+use daemon::{Agent, ask, eventually, log_of};
 use discovery::Discovery;
 use duet_agent::cni::LOOK;
+use runtime::{Runtime, add, plugin};
 use serde_json::{Value, json};
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use world::{PATIENCE, TestPod, Wire, World, leads_to_the_agent, tell, test};
-
-/// Where Debian, and where everybody else, has the plugins.
-const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
-
-const CNITOOL: &str = "github.com/containernetworking/cni/cnitool";
-
-const NETWORK: &str = "pods";
+use world::{PATIENCE, TestPod, Wire, leads_to_the_agent, tell, test};
 
 /// What a pod says to another.
 const SAID: &str = "how-do-you-do";
-
-/// A container runtime's directories.
-struct Runtime<'a> {
-    world: &'a World,
-    cnitool: PathBuf,
-    plugins: &'static str,
-}
-
-/// How a pod's network was made.
-struct Made {
-    output: Output,
-    took: Duration,
-}
-
-impl<'a> Runtime<'a> {
-    /// None where what it takes is not there; says so.
-    fn new(world: &'a World) -> Option<Self> {
-        let there = plugins().and_then(|plugins| Ok((plugins, cnitool()?)));
-        let (plugins, cnitool) = match there {
-            Ok(there) => there,
-            Err(why) => {
-                assert!(std::env::var_os("DUET_NO_SKIPS").is_none(), "{why}");
-                world::tell(&format!("SKIPPED: {why}"));
-                return None;
-            }
-        };
-        let runtime = Self {
-            world,
-            cnitool,
-            plugins,
-        };
-        fs::create_dir(runtime.configurations()).unwrap();
-        fs::create_dir(runtime.programs()).unwrap();
-        Some(runtime)
-    }
-
-    fn configurations(&self) -> PathBuf {
-        self.world.scratch().join("net.d")
-    }
-
-    fn programs(&self) -> PathBuf {
-        self.world.scratch().join("cni-bin")
-    }
-
-    /// What another CNI writes there: pods on point-to-point links.
-    fn network(&self) -> Value {
-        self.network_of("ptp")
-    }
-
-    fn network_of(&self, kind: &str) -> Value {
-        json!({
-            "cniVersion": "1.0.0",
-            "name": NETWORK,
-            "plugins": [{
-                "type": kind,
-                // Of one of them: what its pods hang on.
-                "bridge": "pods0",
-                "isGateway": true,
-                "ipam": {
-                    "type": "host-local",
-                    "ranges": [[{ "subnet": "198.18.77.0/24" }]],
-                    "dataDir": self.world.scratch().join("ipam"),
-                },
-            }],
-        })
-    }
-
-    fn write(&self, network: &Value) {
-        let path = self.configurations().join("10-pods.conflist");
-        fs::write(path, network.to_string()).unwrap();
-    }
-
-    fn read(&self) -> Value {
-        let path = self.configurations().join("10-pods.conflist");
-        serde_json::from_slice(&fs::read(path).unwrap()).unwrap_or_default()
-    }
-
-    /// The plugins of the network, in order.
-    fn chain(&self) -> Vec<String> {
-        let network = self.read();
-        let plugins = network["plugins"].as_array().cloned().unwrap_or_default();
-        let types = plugins.iter().filter_map(|plugin| plugin["type"].as_str());
-        types.map(str::to_owned).collect()
-    }
-
-    fn cnitool(
-        &self,
-        verb: &str,
-        pod: &TestPod,
-        name: &str,
-        uid: &str,
-        stamp: Option<&str>,
-    ) -> Made {
-        let mut annotations = json!({ "some": "thing" });
-        if let Some(stamp) = stamp {
-            annotations["duet.dev/placement"] = stamp.into();
-        }
-        let runtime = json!({ "io.kubernetes.cri.pod-annotations": annotations });
-        let pod_is = format!(
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={name};K8S_POD_UID={uid}"
-        );
-        let began = Instant::now();
-        let mut command = Command::new(&self.cnitool);
-        command
-            .args([verb, NETWORK])
-            .arg(&pod.path)
-            .env("NETCONFPATH", self.configurations())
-            .env(
-                "CNI_PATH",
-                format!("{}:{}", self.programs().display(), self.plugins),
-            )
-            .env("CNI_IFNAME", "net1")
-            .env("CNI_ARGS", pod_is)
-            .env("CAP_ARGS", runtime.to_string());
-        // The other namespace stands for the node's own, where links and bridges end.
-        let output = self.world.b.run(|| command.output()).unwrap();
-        Made {
-            took: began.elapsed(),
-            output,
-        }
-    }
-
-    fn launch(&self, discovery: &Discovery, more: &[&str]) -> Agent {
-        let (configurations, programs) = (self.configurations(), self.programs());
-        let places = [
-            "--cni-conf-dir",
-            configurations.to_str().unwrap(),
-            "--cni-bin-dir",
-            programs.to_str().unwrap(),
-        ];
-        let more = [&places[..], more].concat();
-        Agent::launch(self.world, &discovery.control(), "run", &more)
-    }
-
-    fn cleanup(&self) -> String {
-        let output = self.try_cleanup();
-        assert!(output.status.success());
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn try_cleanup(&self) -> Output {
-        Command::new(BINARY)
-            .args(["cleanup", "--bpffs"])
-            .arg(&self.world.bpffs)
-            .arg("--socket")
-            .arg(self.world.scratch().join("agent.sock"))
-            .arg("--cni-conf-dir")
-            .arg(self.configurations())
-            .arg("--cni-bin-dir")
-            .arg(self.programs())
-            .output()
-            .unwrap()
-    }
-}
-
-impl Made {
-    #[track_caller]
-    fn succeeded(&self) -> Value {
-        let said = String::from_utf8_lossy(&self.output.stdout);
-        let error = String::from_utf8_lossy(&self.output.stderr);
-        assert!(self.output.status.success(), "{said}{error}");
-        serde_json::from_str(&said).unwrap_or_default()
-    }
-
-    #[track_caller]
-    fn failed(&self) -> String {
-        assert!(!self.output.status.success());
-        let [said, error] =
-            [&self.output.stdout, &self.output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
-        format!("{said}{error}")
-    }
-}
-
-fn plugins() -> Result<&'static str, String> {
-    let mut plugins = PLUGINS.into_iter();
-    let there = plugins.find(|it| Path::new(it).join("ptp").exists());
-    there.ok_or_else(|| "no package containernetworking-plugins: make test-deps".to_owned())
-}
-
-/// Built where `make h2spec` builds, outside the tree, and again when what pins it changes.
-fn cnitool() -> Result<PathBuf, String> {
-    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/duet-tools"));
-    let tools = std::env::var_os("DUET_TOOLS").map(PathBuf::from);
-    let tools = tools.or_else(home).ok_or("HOME is not set")?;
-    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cnitool");
-    let (program, new) = (tools.join("cnitool"), tools.join("cnitool.new"));
-    let said = |error: std::io::Error| format!("cnitool: {error}");
-    fs::create_dir_all(&tools).map_err(said)?;
-    // One builds it, the others wait.
-    let lock = File::create(tools.join("cnitool.lock")).map_err(said)?;
-    lock.lock().map_err(said)?;
-    let modified = |path: &Path| fs::metadata(path).and_then(|it| it.modified()).ok();
-    if modified(&program) < modified(&module.join("go.mod")) {
-        let go = ["go", "/usr/local/go/bin/go"].into_iter();
-        let mut go = go.filter(|go| Command::new(go).arg("version").output().is_ok());
-        let built = Command::new(go.next().ok_or("no Go, in which cnitool is written")?)
-            .args(["build", "-o"])
-            .arg(&new)
-            .arg(CNITOOL)
-            .current_dir(module)
-            .output()
-            .map_err(said)?;
-        let error = String::from_utf8_lossy(&built.stderr);
-        if !built.status.success() {
-            return Err(format!("cnitool: {error}"));
-        }
-        fs::rename(new, &program).map_err(said)?;
-    }
-    Ok(program)
-}
-
-/// The plugin by itself.
-fn plugin(command: &str, configuration: &str) -> (bool, Value) {
-    let mut child = Command::new(BINARY)
-        .env("CNI_COMMAND", command)
-        .env("CNI_NETNS", "/proc/self/ns/net")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let _ = child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(configuration.as_bytes());
-    let output = child.wait_with_output().unwrap();
-    let said = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    (output.status.success(), said)
-}
-
-/// The plugin for a pod that is to be meshed, behind none that made its network.
-fn add(world: &World, pod: &TestPod, name: &str, uid: &str) -> Result<(), String> {
-    let configuration = json!({
-        "cniVersion": "1.0.0",
-        "name": NETWORK,
-        "type": "duet-cni",
-        "socket": world.scratch().join("agent.sock"),
-        "runtimeConfig": {
-            "io.kubernetes.cri.pod-annotations": { "duet.dev/placement": "agent" },
-        },
-        "prevResult": { "cniVersion": "1.0.0" },
-    });
-    let pod_is = format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={name};K8S_POD_UID={uid}");
-    let mut child = Command::new(BINARY)
-        .env("CNI_COMMAND", "ADD")
-        .env("CNI_NETNS", &pod.path)
-        .env("CNI_ARGS", pod_is)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut input = child.stdin.take().unwrap();
-    input
-        .write_all(configuration.to_string().as_bytes())
-        .unwrap();
-    drop(input);
-    let output = child.wait_with_output().unwrap();
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(String::from_utf8(output.stdout).unwrap()),
-    }
-}
 
 /// The first process of a pod: it says something to somebody, in a cgroup that is its own.
 fn say_from(cgroup: &Path, pod: &TestPod, to: SocketAddr) {
@@ -484,15 +217,9 @@ fn it_is_put_back_at_once_however_the_network_is_written() {
     test(
         "it_is_put_back_at_once_however_the_network_is_written",
         |world| {
-            let runtime = Runtime {
-                world,
-                cnitool: PathBuf::new(),
-                plugins: "",
-            };
+            let runtime = Runtime::without_plugins(world);
             let directory = runtime.configurations();
             let path = directory.join("10-pods.conflist");
-            fs::create_dir(&directory).unwrap();
-            fs::create_dir(runtime.programs()).unwrap();
             runtime.write(&runtime.network());
             let discovery = Discovery::start(world);
             let agent = runtime.launch(&discovery, &[]);
@@ -566,13 +293,7 @@ fn it_stays_in_the_chain_whoever_writes_there_and_cleanup_takes_it_out() {
         "it_stays_in_the_chain_whoever_writes_there_and_cleanup_takes_it_out",
         |world| {
             let scratch = world.scratch();
-            let runtime = Runtime {
-                world,
-                cnitool: PathBuf::new(),
-                plugins: "",
-            };
-            fs::create_dir(runtime.configurations()).unwrap();
-            fs::create_dir(runtime.programs()).unwrap();
+            let runtime = Runtime::without_plugins(world);
             let discovery = Discovery::start(world);
             // There is no network yet.
             let agent = runtime.launch(&discovery, &["--cni-on-failure", "passthrough"]);
@@ -685,13 +406,7 @@ fn a_single_plugin_becomes_a_chain_and_is_brought_back() {
     test(
         "a_single_plugin_becomes_a_chain_and_is_brought_back",
         |world| {
-            let runtime = Runtime {
-                world,
-                cnitool: PathBuf::new(),
-                plugins: "",
-            };
-            fs::create_dir(runtime.configurations()).unwrap();
-            fs::create_dir(runtime.programs()).unwrap();
+            let runtime = Runtime::without_plugins(world);
             let single = runtime.configurations().join("10-pods.conf");
             let text = r#"{"cniVersion":"0.4.0","name":"pods","type":"bridge"}"#;
             fs::write(&single, text).unwrap();
@@ -711,13 +426,7 @@ fn a_single_plugin_becomes_a_chain_and_is_brought_back() {
 #[test]
 fn a_network_of_another_version_is_left_alone() {
     test("a_network_of_another_version_is_left_alone", |world| {
-        let runtime = Runtime {
-            world,
-            cnitool: PathBuf::new(),
-            plugins: "",
-        };
-        fs::create_dir(runtime.configurations()).unwrap();
-        fs::create_dir(runtime.programs()).unwrap();
+        let runtime = Runtime::without_plugins(world);
         runtime.write(&runtime.network());
         let discovery = Discovery::start(world);
         let agent = runtime.launch(&discovery, &[]);

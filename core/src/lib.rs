@@ -23,6 +23,7 @@ mod heap;
 mod http;
 mod identity;
 mod inbound;
+mod io;
 mod limits;
 mod local;
 mod outbound;

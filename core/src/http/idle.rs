@@ -8,19 +8,20 @@ use super::Body;
 use super::spelling::Heads;
 use crate::detect::Replay;
 use crate::heap::Dormant;
+use crate::io::writes_through;
 use crate::relay::Abort;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep};
 
 /// A client must have sent its next head by then, or have taken a byte of its answer. Clients
@@ -31,6 +32,9 @@ pub const HEADER_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 /// How often it is looked whether a connection is idle, which it is if nothing has happened
 /// since the last time.
 const LOOKS: Duration = Duration::from_secs(5);
+
+/// What a client still sends behind its last answer is thrown away for so long.
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// What goes on on a connection, for all who have to do with it.
 #[derive(Default)]
@@ -179,6 +183,19 @@ impl<S: AsyncRead + Unpin> Watched<S> {
     }
 }
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
+    /// Says that nothing comes any more, and waits until the client says so too. What is unread when
+    /// a socket is closed resets its connection, and a client that is sending still would lose its last
+    /// answer by that (RFC 9112, 9.6).
+    pub async fn leaves(mut self) {
+        if self.io.shutdown().await.is_ok() {
+            let mut nowhere = tokio::io::sink();
+            let rest = tokio::io::copy(&mut self.io, &mut nowhere);
+            let _ = tokio::time::timeout(LEAVING, rest).await;
+        }
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -202,37 +219,7 @@ impl<S> Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.wrote(polled)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.wrote(polled)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
+writes_through!(Watched, Self::wrote);
 
 impl<S: Abort> Abort for Watched<S> {
     fn abort(&mut self) {

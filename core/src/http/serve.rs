@@ -174,7 +174,13 @@ where
                 }
             }
             Some(Err(Stop::Overdue)) => return Ok(()),
-            Some(Ok(ended)) if !ended.as_ref().is_err_and(hyper::Error::is_user) => return ended,
+            Some(Ok(ended)) if !ended.as_ref().is_err_and(hyper::Error::is_user) => {
+                // None if it is something else's now.
+                if let Some(parts) = unboxed(connection).into_parts() {
+                    Box::pin(parts.io.into_inner().leaves()).await;
+                }
+                return ended;
+            }
             cut => {
                 // Half an answer must not look whole where its end is the connection's.
                 if let Some(parts) = connection.into_parts() {
