@@ -302,6 +302,16 @@ async fn http10_cut(way: Way<'_>) -> Result<()> {
         let rest = client.rest().await;
         ensure!(rest.is_err(), "{head}: it looks whole: {rest:?}");
     }
+    // Who closes its side has left; what it was given until then is not all.
+    let (mut client, mut server) = way.ask("GET /x HTTP/1.0\r\n\r\n").await?;
+    server.head().await?;
+    let begun = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n";
+    server.write(begun).await?;
+    client.head().await?;
+    client.exactly("hel").await?;
+    client.ends().await?;
+    let rest = client.rest().await;
+    ensure!(rest.is_err(), "left: it looks whole: {rest:?}");
     Ok(())
 }
 

@@ -245,6 +245,18 @@ impl<S: AsyncRead + Unpin> Replay<S> {
         self.read = [&*self.read, more.filled()].concat().into();
         Poll::Ready(Ok(!more.filled().is_empty()))
     }
+
+    /// Throws away what comes, until there is no more.
+    pub fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut space = [0; 4096];
+        loop {
+            let mut more = ReadBuf::new(&mut space);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut more))?;
+            if more.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {

@@ -159,7 +159,7 @@ impl Pace {
                 blocks: 12,
                 fewer_blocks: MIN_BLOCKS as u32,
                 counting_blocks: 2,
-                spare: ms(60_000),
+                spare: ms(30_000),
                 settle: ms(6_000),
                 warmup: ms(300),
                 window: ms(1_500),

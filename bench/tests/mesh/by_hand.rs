@@ -100,6 +100,11 @@ impl Line {
         Ok(self.stream.write_all(text.as_ref()).await?)
     }
 
+    /// Nothing more is sent.
+    pub async fn ends(&mut self) -> Result<()> {
+        Ok(self.stream.shutdown().await?)
+    }
+
     /// Up to and with `end`.
     pub async fn until(&mut self, end: &str) -> Result<String> {
         loop {

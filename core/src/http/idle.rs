@@ -189,8 +189,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     /// answer by that (RFC 9112, 9.6).
     pub async fn leaves(mut self) {
         if self.io.shutdown().await.is_ok() {
-            let mut nowhere = tokio::io::sink();
-            let rest = tokio::io::copy(&mut self.io, &mut nowhere);
+            let rest = poll_fn(|cx| self.io.poll_discard(cx));
             let _ = tokio::time::timeout(LEAVING, rest).await;
         }
     }

@@ -174,10 +174,13 @@ where
                 }
             }
             Some(Err(Stop::Overdue)) => return Ok(()),
-            Some(Ok(ended)) if !ended.as_ref().is_err_and(hyper::Error::is_user) => {
+            // What hyper refuses to read is answered, and there is nothing half done.
+            Some(Ok(ended)) if ended.as_ref().err().is_none_or(hyper::Error::is_parse) => {
                 // None if it is something else's now.
-                if let Some(parts) = unboxed(connection).into_parts() {
-                    Box::pin(parts.io.into_inner().leaves()).await;
+                let parts = unboxed(connection).into_parts();
+                if let Some(io) = parts.map(|parts| parts.io.into_inner()) {
+                    let leaves = Box::pin(io.leaves());
+                    drain.run_until_cancelled(leaves).await;
                 }
                 return ended;
             }

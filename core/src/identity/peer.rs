@@ -17,8 +17,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use x509_parser::certificate::X509Certificate;
 
-/// Peers that are kept in mind: some 1 KiB each, which their connections share.
-const MOST: usize = 1024;
+/// Peers that are kept in mind for either role, with what their connections share: some 1 KiB each,
+const MOST: usize = 64;
+/// and no more than this. A longer chain is examined each time.
+const LONGEST: usize = 4096;
 
 /// The other side's chain, which has led to a root.
 #[derive(Debug)]
@@ -51,13 +53,16 @@ impl Peer {
         now: UnixTime,
     ) -> Result<Self, CertificateError> {
         let parsed = parse(leaf).ok_or(CertificateError::BadEncoding)?;
-        // What has ended, or cannot be read, is not what led there.
-        let ends = intermediates
-            .iter()
-            .filter_map(parse)
-            .map(|one| not_after(&one))
-            .filter(|end| *end >= now)
-            .fold(not_after(&parsed), Ord::min);
+        let mut ends = not_after(&parsed);
+        for one in intermediates {
+            match parse(one).map(|one| not_after(&one)) {
+                // What has ended is not what led there.
+                Some(end) if end < now => {}
+                Some(end) => ends = ends.min(end),
+                // What led there may be what cannot be read here.
+                None => ends = now,
+            }
+        }
         Ok(Self {
             identity: spiffe_id(&parsed),
             not_after: UNIX_EPOCH + Duration::from_secs(not_after(&parsed).as_secs()),
@@ -77,6 +82,12 @@ impl Peer {
 
     pub fn intermediates(&self) -> &[CertificateDer<'static>] {
         &self.intermediates
+    }
+
+    /// Of the whole chain, in bytes.
+    fn len(&self) -> usize {
+        let intermediates = self.intermediates.iter().map(|one| one.len());
+        self.leaf.len() + intermediates.sum::<usize>()
     }
 
     fn holds(&self, now: UnixTime) -> bool {
@@ -100,6 +111,9 @@ impl Known {
     }
 
     pub fn add(&self, peer: Arc<Peer>, now: UnixTime) {
+        if peer.len() > LONGEST {
+            return;
+        }
         let mut known = self.0.lock();
         if known.len() >= MOST {
             known.retain(|ByLeaf(peer)| peer.holds(now));
@@ -166,5 +180,9 @@ mod tests {
             assert!(known.0.lock().len() <= MOST);
         }
         assert_eq!(known.0.lock().len(), 10);
+        let surplus = [CertificateDer::from(vec![0; LONGEST])];
+        let peer = Peer::read(&leaf(0), &surplus, now).unwrap();
+        known.add(Arc::new(peer), now);
+        assert!(known.find(&leaf(0), &surplus, now).is_none());
     }
 }
