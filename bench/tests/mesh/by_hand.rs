@@ -105,6 +105,11 @@ impl Line {
         Ok(self.stream.shutdown().await?)
     }
 
+    /// Something has come, which is not read yet.
+    pub async fn heard(&self) -> Result<()> {
+        Ok(within("silence", self.stream.readable()).await??)
+    }
+
     /// Up to and with `end`.
     pub async fn until(&mut self, end: &str) -> Result<String> {
         loop {

@@ -133,8 +133,7 @@ pub async fn refused_while_sending(way: Way<'_>) -> Result<()> {
             format!("POST / HTTP/1.1\r\nHost: a\r\n{wrong}\r\nContent-Length: {length}\r\n\r\n");
         let mut client = way.connect(app.port).await?;
         client.write(head).await?;
-        // It has been answered.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        client.heard().await.with_context(|| wrong)?;
         client.write(&body).await.with_context(|| wrong)?;
         let head = client.head().await.with_context(|| wrong)?;
         ensure!(head.first_line().contains(" 400 "), "{wrong:?}: {head:?}");

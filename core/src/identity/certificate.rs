@@ -5,6 +5,7 @@
 
 use super::Identity;
 use super::clock;
+use super::peer::{parse, spiffe_id};
 use super::trust::{Role, Standing, Trust};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::client::Resumption;
@@ -19,8 +20,6 @@ use rustls::{
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::GeneralName;
 use zeroize::Zeroize;
 
 pub(crate) static PROVIDER: LazyLock<Arc<CryptoProvider>> =
@@ -92,7 +91,10 @@ impl Certificate {
         validity: (i64, i64),
     ) -> Result<Self, CertificateFailure> {
         let chain: Vec<_> = chain.into_iter().map(CertificateDer::from).collect();
-        let named = chain.first().and_then(spiffe_id_of);
+        let named = chain
+            .first()
+            .and_then(parse)
+            .and_then(|leaf| spiffe_id(&leaf));
         if named.as_ref() != Some(&identity) {
             return Err(CertificateFailure::Identity(named));
         }
@@ -352,26 +354,4 @@ pub fn unexpected_peer(handshake: &std::io::Error) -> Option<&PeerError> {
 
 fn time(seconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds.max(0).unsigned_abs())
-}
-
-fn spiffe_id_of(leaf: &CertificateDer<'_>) -> Option<Identity> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(leaf).ok()?;
-    spiffe_id(&parsed)
-}
-
-/// X.509-SVID §2: exactly one URI SAN.
-pub(super) fn spiffe_id(leaf: &X509Certificate<'_>) -> Option<Identity> {
-    let names = leaf.subject_alternative_name().ok()??;
-    let mut uris = names
-        .value
-        .general_names
-        .iter()
-        .filter_map(|name| match name {
-            GeneralName::URI(uri) => Some(*uri),
-            _ => None,
-        });
-    match (uris.next(), uris.next()) {
-        (Some(uri), None) if uri.starts_with("spiffe://") => Some(Identity::from(uri)),
-        _ => None,
-    }
 }

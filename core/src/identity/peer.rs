@@ -6,7 +6,6 @@
 //! handshake anew.
 
 use super::Identity;
-use super::certificate::spiffe_id;
 use parking_lot::Mutex;
 use rustls::CertificateError;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -16,6 +15,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
 
 /// Peers that are kept in mind for either role, with what their connections share: some 1 KiB each,
 const MOST: usize = 64;
@@ -148,9 +148,26 @@ impl PartialEq for ByLeaf {
 
 impl Eq for ByLeaf {}
 
-fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>> {
+pub(super) fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     Some(parsed)
+}
+
+/// X.509-SVID §2: exactly one URI SAN.
+pub(super) fn spiffe_id(leaf: &X509Certificate<'_>) -> Option<Identity> {
+    let names = leaf.subject_alternative_name().ok()??;
+    let mut uris = names
+        .value
+        .general_names
+        .iter()
+        .filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        });
+    match (uris.next(), uris.next()) {
+        (Some(uri), None) if uri.starts_with("spiffe://") => Some(Identity::from(uri)),
+        _ => None,
+    }
 }
 
 fn not_after(certificate: &X509Certificate<'_>) -> UnixTime {

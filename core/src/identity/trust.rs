@@ -381,7 +381,7 @@ mod tests {
         assert!(!believed(&Trust::default(), &leaf(&root("a"))));
     }
 
-    /// Valid from an hour ago to an hour from now, as far as `root` has its way.
+    /// The intermediate is valid from an hour ago until it `ends`.
     fn leaf_and_intermediate(root: &Root, ends: Duration) -> Vec<CertificateDer<'static>> {
         let time = |at: SystemTime| at.into();
         let now = SystemTime::now();
