@@ -93,7 +93,7 @@ pub struct ProxyArgs {
     pub trace_ratio: f64,
 
     /// Log filter, as in tracing-subscriber's EnvFilter: "info",
-    /// "warn,duet_core=debug".
+    /// "warn,duet_core=debug". A build for production has nothing below "debug".
     #[arg(long, env = "DUET_LOG", default_value = "info", value_name = "FILTER")]
     pub log: String,
 }

@@ -17,7 +17,7 @@ use crate::limits::UnderWay;
 use crate::local::Local;
 use crate::telemetry::connections::{Connection, Counted, Entry, Kind, Opened, Transport};
 use crate::telemetry::{Failure, Meters, Peer, RequestLine, at_end};
-use crate::upstream::{Io, Target, Tunnel, UpstreamError, send_body, watch_peer};
+use crate::upstream::{Form, Io, Target, Tunnel, UpstreamError, send_body, watch_peer};
 use ::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use ::http::{Method, Request, Response};
 use bytes::Bytes;
@@ -282,7 +282,6 @@ impl Inbound {
                 message::failure(&error, grpc)
             }
         };
-        message::response(&mut answer, ::http::Version::HTTP_2);
         message::answer_for_mesh(&mut answer);
         let (parts, body) = answer.into_parts();
         let bodiless = http_body::Body::is_end_stream(&body);
@@ -435,7 +434,7 @@ impl Inbound {
         let (drain, tenant) = (self.local.drain.clone(), self.local.tenant.clone());
         let address = self.client;
         let handle = move |request| self.clone().plain_request(request, to, protocol);
-        if let Err(error) = message::serve(client, protocol, &drain, &tenant, handle).await {
+        if let Err(error) = message::serve(client, protocol, to, &drain, &tenant, handle).await {
             tracing::debug!(client = %address, %to, %error, "client connection");
         }
     }
@@ -589,8 +588,8 @@ impl Inbound {
         target: &Target,
     ) -> Result<Response<Body>, UpstreamError> {
         let upstreams = &self.local.upstreams;
-        let version = request.version();
-        let place = upstreams.reserve(target, version, no_certificate).await?;
+        let form = Form::of(&request);
+        let place = upstreams.reserve(target, form, no_certificate).await?;
         upstreams.send(place, target, request, no_certificate).await
     }
 

@@ -22,6 +22,10 @@ macro_rules! writes_through {
                 cx: &mut std::task::Context<'_>,
                 bufs: &[std::io::IoSlice<'_>],
             ) -> std::task::Poll<std::io::Result<usize>> {
+                // For one piece, as a record of TLS is, send(2) is the shorter way.
+                if let [one] = bufs {
+                    return self.poll_write(cx, one);
+                }
                 let written = std::pin::Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
                 ($wrote)(&*self, written)
             }

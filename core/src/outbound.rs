@@ -159,7 +159,7 @@ impl Outbound {
         let drain = self.local.drain.clone();
         let tenant = self.local.tenant.clone();
         let handle = move |request| self.clone().request(request, protocol);
-        if let Err(error) = message::serve(io, protocol, &drain, &tenant, handle).await {
+        if let Err(error) = message::serve(io, protocol, to.0, &drain, &tenant, handle).await {
             tracing::debug!(%client, %to, %error, "client connection");
         }
     }

@@ -3,7 +3,7 @@ use super::copied::Copied;
 use super::deadline::Deadline;
 use super::replay::Replayed;
 use crate::admission::Admitted;
-use crate::upstream::{Answer, UpstreamError};
+use crate::upstream::{Answer, Slot, UpstreamError};
 use bytes::Bytes;
 use h2::RecvStream;
 use http_body::{Body as _, Frame, SizeHint};
@@ -52,7 +52,7 @@ enum Source {
     Full(Option<Bytes>),
     Hyper(Incoming),
     H1(Box<Answer>),
-    H2(RecvStream),
+    H2(RecvStream, Option<Slot>),
     Replayed(Box<Replayed>),
     Copied(Box<Copied>),
     #[cfg(test)]
@@ -68,9 +68,9 @@ impl Body {
         Self::from(Source::Full(Some(bytes.into())))
     }
 
-    /// What comes on an HTTP/2 stream, which `held` is let go of with.
-    pub fn streamed(stream: RecvStream, held: impl Send + 'static) -> Self {
-        Self::from(stream).until_end(held)
+    /// What comes on an HTTP/2 stream, which has this place.
+    pub fn streamed(stream: RecvStream, slot: Slot) -> Self {
+        Self::from(Source::H2(stream, Some(slot)))
     }
 
     /// What an application answers over HTTP/1.
@@ -168,7 +168,7 @@ impl Body {
             Source::H1(answer) => {
                 ready!(answer.poll_frame(cx)).map(|frame| frame.map_err(Into::into))
             }
-            Source::H2(stream) => match ready!(stream.poll_data(cx)) {
+            Source::H2(stream, _) => match ready!(stream.poll_data(cx)) {
                 Some(Ok(bytes)) => {
                     // What was taken is on its way: the sender may send as much again.
                     let _ = stream.flow_control().release_capacity(bytes.len());
@@ -251,7 +251,7 @@ impl From<Incoming> for Body {
 
 impl From<RecvStream> for Body {
     fn from(stream: RecvStream) -> Self {
-        Source::H2(stream).into()
+        Source::H2(stream, None).into()
     }
 }
 
@@ -280,6 +280,9 @@ impl http_body::Body for Body {
                     tells.tell(frame.as_ref());
                 }
                 if frame.is_none() {
+                    if let Source::H2(_, slot) = &mut this.source {
+                        *slot = None;
+                    }
                     this.held = None;
                     this.admitted = None;
                     this.deadline = None;
@@ -301,7 +304,7 @@ impl http_body::Body for Body {
             Source::Full(bytes) => bytes.is_none(),
             Source::Hyper(incoming) => incoming.is_end_stream(),
             Source::H1(answer) => answer.body().is_end_stream(),
-            Source::H2(stream) => stream.is_end_stream(),
+            Source::H2(stream, _) => stream.is_end_stream(),
             Source::Replayed(replayed) => replayed.is_end_stream(),
             Source::Copied(copied) => copied.body().is_end_stream(),
             #[cfg(test)]
@@ -316,7 +319,7 @@ impl http_body::Body for Body {
             }
             Source::Hyper(incoming) => incoming.size_hint(),
             Source::H1(answer) => answer.body().size_hint(),
-            Source::H2(_) => SizeHint::default(),
+            Source::H2(..) => SizeHint::default(),
             Source::Copied(copied) => copied.body().size_hint(),
             Source::Replayed(replayed) => replayed
                 .exact_size()

@@ -7,7 +7,7 @@
 //! opaque bytes, because it said nothing until detection timed out, can send any
 //! header, so an application must not rest authorization on that one alone.
 
-use super::spelling::{Spelling, restore};
+use super::spelling::SPELLING;
 use crate::identity::Identity;
 use http::header::{
     CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
@@ -30,16 +30,13 @@ const CLIENT_ID: HeaderName = HeaderName::from_static("duet-client-id");
 /// the status is called.
 const REASON: HeaderName = HeaderName::from_static("duet-reason");
 
-/// How the names of headers were spelled, if not as usual.
-const SPELLING: HeaderName = HeaderName::from_static("duet-header-names");
-
-const OURS: [HeaderName; 7] = [
+/// But for [`SPELLING`], which a message of HTTP/1 has from whoever reads it to whoever writes it.
+const OURS: [HeaderName; 6] = [
     DESTINATION,
     APP_PROTOCOL,
     ORIGINAL_VERSION,
     CLIENT_ID,
     REASON,
-    SPELLING,
     // CGI and WSGI cannot tell it from the one with hyphens.
     HeaderName::from_static("duet_client_id"),
 ];
@@ -97,10 +94,9 @@ pub fn for_mesh<B>(request: &mut Request<B>, destination: SocketAddr) {
     request.headers_mut().remove(HOST);
     *request.uri_mut() = target;
     *request.version_mut() = Version::HTTP_2;
-    let spelling = request.extensions_mut().remove();
     let headers = request.headers_mut();
-    if let Some(Spelling(names)) = spelling {
-        headers.insert(SPELLING, names);
+    if original == OriginalVersion::Http2 {
+        headers.remove(SPELLING);
     }
     if let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(destination.to_string())) {
         headers.insert(DESTINATION, value);
@@ -122,13 +118,11 @@ pub fn for_application<B>(request: &mut Request<B>, client: &Identity) -> Origin
         Some(b"1.1") => OriginalVersion::Http11,
         _ => OriginalVersion::Http2,
     };
-    let spelling = request.headers_mut().remove(SPELLING);
     strip(request.headers_mut());
-    if original != OriginalVersion::Http2 {
+    if original == OriginalVersion::Http2 {
+        request.headers_mut().remove(SPELLING);
+    } else {
         to_http1(request);
-        if let Some(names) = spelling {
-            request.extensions_mut().insert(Spelling(names));
-        }
     }
     name_client(request, client);
     original
@@ -153,6 +147,7 @@ pub fn for_plaintext<B>(request: &mut Request<B>, destination: SocketAddr) {
     if original == OriginalVersion::Http2 {
         // :authority says it.
         request.headers_mut().remove(HOST);
+        request.headers_mut().remove(SPELLING);
     } else {
         to_http1(request);
     }
@@ -166,8 +161,14 @@ pub fn for_plaintext<B>(request: &mut Request<B>, destination: SocketAddr) {
 
 /// A response on its way back to a client that spoke `version`.
 pub fn response<B>(response: &mut Response<B>, version: Version) {
+    back(response, version);
+    if version >= Version::HTTP_2 {
+        response.headers_mut().remove(SPELLING);
+    }
+}
+
+fn back<B>(response: &mut Response<B>, version: Version) {
     let reason = response.headers_mut().remove(REASON);
-    let spelling = response.headers_mut().remove(SPELLING);
     if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
         strip(response.headers_mut());
     }
@@ -178,24 +179,16 @@ pub fn response<B>(response: &mut Response<B>, version: Version) {
     {
         response.extensions_mut().insert(reason);
     }
-    if let Some(names) = spelling {
-        response.extensions_mut().insert(Spelling(names));
-    }
-    if version < Version::HTTP_2 {
-        restore(response.extensions_mut());
-    }
 }
 
-/// HTTP/2 has no place for what an application of HTTP/1 says beside the status, nor for
-/// how it spells.
+/// A response on its way to the client's proxy. HTTP/2 has no place for what an application of
+/// HTTP/1 says beside the status, nor for how it spells.
 pub fn answer_for_mesh<B>(response: &mut Response<B>) {
+    back(response, Version::HTTP_2);
     if let Some(reason) = response.extensions().get::<ReasonPhrase>()
         && let Ok(reason) = HeaderValue::from_bytes(reason.as_bytes())
     {
         response.headers_mut().insert(REASON, reason);
-    }
-    if let Some(Spelling(names)) = response.extensions_mut().remove() {
-        response.headers_mut().insert(SPELLING, names);
     }
 }
 

@@ -5,7 +5,7 @@
 //! ([`Watched::wakes`]), and is given back with the first byte that comes.
 
 use super::Body;
-use super::spelling::Heads;
+use super::spelling::{Case, Heads};
 use crate::detect::Replay;
 use crate::heap::Dormant;
 use crate::io::writes_through;
@@ -47,6 +47,8 @@ pub struct Pulse {
     moved: AtomicBool,
     /// hyper has something that the client does not take.
     stuck: AtomicBool,
+    /// What hyper writes is in lower case.
+    lower: AtomicBool,
     pub heads: Heads,
 }
 
@@ -79,6 +81,17 @@ pub struct Watched<S> {
 // === impl Pulse ===
 
 impl Pulse {
+    pub fn writes(&self, case: Case) {
+        self.lower.store(case == Case::Lower, Relaxed);
+    }
+
+    pub fn case(&self) -> Case {
+        match self.lower.load(Relaxed) {
+            true => Case::Lower,
+            false => Case::Title,
+        }
+    }
+
     pub fn begin(self: &Arc<Self>) -> UnderWay {
         self.begun.store(true, Relaxed);
         self.under_way.fetch_add(1, Relaxed);
@@ -266,7 +279,8 @@ mod tests {
         let (near, far) = tokio::io::duplex(4096);
         let drain = drain.clone();
         let served = tokio::spawn(async move {
-            let _ = serve(far, protocol, &drain, &Tenant::default(), handle).await;
+            let server = ([10, 0, 0, 1], 80).into();
+            let _ = serve(far, protocol, server, &drain, &Tenant::default(), handle).await;
         });
         (near, served)
     }

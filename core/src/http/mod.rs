@@ -26,6 +26,6 @@ pub use headers::{
 pub use idle::HEADER_TIMEOUT;
 pub use replay::Replay;
 pub use serve::serve;
-pub use spelling::{Heads, Overheard, restore};
+pub use spelling::{Case, Heads, Overheard, spelled};
 pub use synthesize::{failure, from_application, is_failure, is_grpc, is_refusal, malformed};
 pub use well_formed::{Malformed, well_formed};

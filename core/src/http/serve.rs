@@ -3,6 +3,7 @@
 use super::Body;
 use super::idle::{HEADER_TIMEOUT, Pulse, Stop, Watched};
 use super::limits::{CONNECTION_WINDOW, MAX_STREAMS, STREAM_WINDOW};
+use super::spelling::{Case, Habit, spelled};
 use super::stall::{Awaited, Carrier};
 use crate::batch::batched;
 use crate::detect::Protocol;
@@ -15,6 +16,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,9 +42,11 @@ where
     }
 }
 
+/// What `server` answers to a client.
 pub async fn serve<S, H, F>(
     io: S,
     protocol: Protocol,
+    server: SocketAddr,
     drain: &CancellationToken,
     tenant: &Tenant,
     handle: H,
@@ -56,7 +60,7 @@ where
         // Boxed, so that what few connections need makes none of them larger.
         Box::pin(serve_http2(io, drain, tenant, handle)).await
     } else {
-        serve_http1(io, drain, handle).await
+        serve_http1(io, Habit::of(server), drain, handle).await
     }
 }
 
@@ -102,7 +106,12 @@ where
 }
 
 /// Takes its connection from hyper while it is idle.
-async fn serve_http1<S, H, F>(io: S, drain: &CancellationToken, handle: H) -> hyper::Result<()>
+async fn serve_http1<S, H, F>(
+    io: S,
+    habit: Habit,
+    drain: &CancellationToken,
+    handle: H,
+) -> hyper::Result<()>
 where
     S: AsyncRead + AsyncWrite + Abort + Unpin + Send + 'static,
     H: Unpin + Fn(Request<Body>) -> F,
@@ -111,10 +120,14 @@ where
     let pulse = Arc::<Pulse>::default();
     let mut service = service_fn(|mut request: Request<Incoming>| {
         let under_way = pulse.begin();
-        if let Some(spelling) = pulse.heads.take(request.headers()) {
-            request.extensions_mut().insert(spelling);
-        }
+        pulse.heads.note(request.headers_mut());
         handle(request.map(|body| under_way.receiving(body))).map(|mut response| {
+            let (told, case) = spelled(response.headers_mut(), pulse.case());
+            response.extensions_mut().extend(told);
+            if case != pulse.case() {
+                // So are those that come later.
+                habit.becomes(case);
+            }
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 pulse.heads.leave();
             } else if drain.is_cancelled() {
@@ -127,9 +140,10 @@ where
     let mut io = Watched::new(io, pulse.clone());
     let mut deadline = Instant::now() + HEADER_TIMEOUT;
     loop {
+        pulse.writes(habit.case());
         let connection = http1::Builder::new()
             .auto_date_header(false)
-            .title_case_headers(true)
+            .title_case_headers(pulse.case() == Case::Title)
             // Otherwise hyper would not notice, while a handler runs, that the client left.
             .half_close(false)
             // The pulse has one.

@@ -213,7 +213,8 @@ mod tests {
         };
         let served = tokio::spawn(async move {
             let drain = CancellationToken::new();
-            let _ = serve(io, protocol, &drain, &Tenant::default(), handle).await;
+            let server = ([10, 0, 0, 1], 80).into();
+            let _ = serve(io, protocol, server, &drain, &Tenant::default(), handle).await;
         });
         (served, told)
     }

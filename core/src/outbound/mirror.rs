@@ -9,7 +9,7 @@ use super::request::judge;
 use crate::directory::Destination;
 use crate::http::{self as message, Body, Copied};
 use crate::traffic::{Backend, Mirror, Rule};
-use crate::upstream::UpstreamError;
+use crate::upstream::{Form, UpstreamError};
 use ::http::Request;
 use http_body_util::BodyExt;
 use std::sync::Arc;
@@ -75,7 +75,7 @@ impl Outbound {
             .map(Destination::Service)
             .ok_or_else(|| UpstreamError::NoBackend(to.unknown().into()))?;
         let grpc = message::is_grpc(&request);
-        let reserved = self.reserve(&to, request.version(), &mut None, None).await;
+        let reserved = self.reserve(&to, Form::of(&request), &mut None, None).await;
         let (place, flight, target) = reserved?;
         let sent = self.send_to(place, &target, request).await;
         let mut answer = judge(&flight, sent, grpc)?.into_body();

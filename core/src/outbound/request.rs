@@ -7,8 +7,8 @@ use crate::detect::Protocol;
 use crate::directory::Destination;
 use crate::http::{self as message, Body, Timeout};
 use crate::telemetry::{RequestLine, at_end};
-use crate::upstream::{Place, Target, UpstreamError};
-use ::http::{Method, Request, Response, Version};
+use crate::upstream::{Form, Place, Target, UpstreamError};
+use ::http::{Method, Request, Response};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -102,7 +102,7 @@ impl Outbound {
             return Ok((response, Some((flight, target))));
         }
         let grpc = message::is_grpc(&request);
-        let reserved = self.reserve(to, request.version(), &mut None, None).await;
+        let reserved = self.reserve(to, Form::of(&request), &mut None, None).await;
         let (place, flight, target) = reserved?;
         let sent = self.send(place, &flight, &target, request).await;
         Ok((judge(&flight, sent, grpc)?, Some((flight, target))))
@@ -141,7 +141,7 @@ impl Outbound {
     pub(super) async fn reserve(
         &self,
         to: &Destination,
-        version: Version,
+        form: Form,
         avoid: &mut Option<Arc<Endpoint>>,
         until: Until,
     ) -> Result<(Place, InFlight, Target), UpstreamError> {
@@ -150,7 +150,7 @@ impl Outbound {
             let (flight, target) = attempts.next()?;
             let certificate = async || self.local.certificate().await;
             let upstreams = &self.local.upstreams;
-            let reserved = upstreams.reserve(&target, version, certificate);
+            let reserved = upstreams.reserve(&target, form, certificate);
             match within(until, reserved).await {
                 Ok(place) => return Ok((place, flight, target)),
                 Err(error @ UpstreamError::Timeout(which)) => {

@@ -12,9 +12,9 @@ use crate::balance::Endpoint;
 use crate::directory::{Destination, ServicePort};
 use crate::http::{self as message, Body, Deadline, Replay, Timeout};
 use crate::traffic::{Backend, Budget, Choice, Discarded, RetryPolicy, Rule, Traffic};
-use crate::upstream::UpstreamError;
+use crate::upstream::{Form, UpstreamError};
 use ::http::request::Parts;
-use ::http::{Method, Request, Version};
+use ::http::{Method, Request};
 use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 
@@ -93,8 +93,8 @@ impl Outbound {
                     routed.tries(request, policy, &budget).await?
                 }
                 None => {
-                    let version = request.version();
-                    routed.attempt(version, request, &mut None).await?
+                    let form = Form::of(&request);
+                    routed.attempt(form, request, &mut None).await?
                 }
             }
         };
@@ -129,14 +129,14 @@ impl Routed<'_> {
         policy: &RetryPolicy,
         budget: &Budget,
     ) -> Result<Answered, UpstreamError> {
-        let version = request.version();
+        let form = Form::of(&request);
         let (head, body) = request.into_parts();
         let mut bodies = Bodies::of(body);
         let mut avoid = None;
         budget.deposit(std::time::Instant::now());
         for retry in 0.. {
             let request = copy(&head, bodies.next());
-            let outcome = self.attempt(version, request, &mut avoid).await;
+            let outcome = self.attempt(form, request, &mut avoid).await;
             let seen = outcome.as_ref().map(|(response, _)| response);
             let Some(discarded) = policy.discards(seen, self.grpc) else {
                 if retry > 0 {
@@ -196,7 +196,7 @@ impl Routed<'_> {
     /// One try. `avoid` is who failed the last one, and becomes who has this one.
     async fn attempt(
         &self,
-        version: Version,
+        form: Form,
         request: Request<Body>,
         avoid: &mut Option<Arc<Endpoint>>,
     ) -> Result<Answered, UpstreamError> {
@@ -206,7 +206,7 @@ impl Routed<'_> {
             self.within([times.each_try, times.head]),
             self.within([times.each_try, None]),
         );
-        let reserved = outbound.reserve(&self.to, version, avoid, head).await;
+        let reserved = outbound.reserve(&self.to, form, avoid, head).await;
         let (place, flight, target) = reserved?;
         *avoid = Some(flight.endpoint().clone());
         let sent = within(head, outbound.send(place, &flight, &target, request)).await;

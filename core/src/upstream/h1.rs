@@ -6,7 +6,7 @@
 //! answer.
 
 use super::{Driver, Io, UpstreamError};
-use crate::http::{Body, Heads, Overheard, restore};
+use crate::http::{Body, Case, Heads, Overheard, spelled};
 use http::{Request, Response};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
@@ -39,6 +39,7 @@ pub struct Client {
     sender: SendRequest<Body>,
     driven: Driven,
     heads: Arc<Heads>,
+    case: Case,
     /// Whose task drives it if one has to.
     driver: Driver,
 }
@@ -74,6 +75,8 @@ impl Pool {
         mut request: Request<Body>,
         connect: impl AsyncFnOnce() -> Result<Client, UpstreamError>,
     ) -> Result<Response<Body>, UpstreamError> {
+        let (told, _) = spelled(request.headers_mut(), client.case);
+        request.extensions_mut().extend(told);
         loop {
             match client.send(request).await {
                 Ok(response) => return Ok(self.answer(response, client)),
@@ -83,7 +86,7 @@ impl Pool {
                     None => return Err(UpstreamError::http(error.into_error())),
                 },
             }
-            match self.take() {
+            match self.take(client.case) {
                 Some(idle) => client = idle,
                 None => break,
             }
@@ -95,9 +98,7 @@ impl Pool {
     }
 
     fn answer(self: Arc<Self>, mut response: Response<Incoming>, client: Client) -> Response<Body> {
-        if let Some(spelling) = client.heads.take(response.headers()) {
-            response.extensions_mut().insert(spelling);
-        }
+        client.heads.note(response.headers_mut());
         response.map(|body| {
             Body::answered(Answer {
                 body,
@@ -107,10 +108,13 @@ impl Pool {
         })
     }
 
-    /// A connection that can take a request now.
-    pub fn take(&self) -> Option<Client> {
+    /// A connection that can take a request now, and writes it in this case.
+    pub fn take(&self, case: Case) -> Option<Client> {
         let mut idle = self.idle.lock();
         for at in (0..idle.len()).rev() {
+            if idle[at].client.case != case {
+                continue;
+            }
             // One that a task drives may still be busy with the end of its last answer.
             if !idle[at].is_good() {
                 idle.remove(at);
@@ -132,11 +136,12 @@ impl Pool {
 /// A connection of HTTP/1 over `io`, with the heads of what is answered.
 pub async fn handshake(
     io: Box<dyn Io>,
+    case: Case,
 ) -> Result<(SendRequest<Body>, Connection, Arc<Heads>), UpstreamError> {
     let heads = Arc::<Heads>::default();
     let io = TokioIo::new(Overheard::new(io, heads.clone()));
     let (sender, connection) = http1::Builder::new()
-        .title_case_headers(true)
+        .title_case_headers(case == Case::Title)
         .handshake(io)
         .await
         .map_err(UpstreamError::http)?;
@@ -147,21 +152,29 @@ pub async fn handshake(
 
 impl Client {
     /// A connection over `io`, until its last handle goes or it is cut.
-    pub async fn connect(io: Box<dyn Io>, driver: &Driver) -> Result<Self, UpstreamError> {
-        let (sender, connection, heads) = handshake(io).await?;
+    pub async fn connect(
+        io: Box<dyn Io>,
+        case: Case,
+        driver: &Driver,
+    ) -> Result<Self, UpstreamError> {
+        let (sender, connection, heads) = handshake(io, case).await?;
         Ok(Self {
             sender,
             driven: Driven::Here(Box::new(connection)),
             heads,
+            case,
             driver: driver.clone(),
         })
     }
 
+    pub fn case(&self) -> Case {
+        self.case
+    }
+
     async fn send(
         &mut self,
-        mut request: Request<Body>,
+        request: Request<Body>,
     ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
-        restore(request.extensions_mut());
         self.heads.expect();
         if !request.body().is_end_stream() {
             self.leave_to_task();

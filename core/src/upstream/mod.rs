@@ -10,13 +10,14 @@ mod h2;
 mod tunnel;
 
 pub use h1::Answer;
+pub use h2::Slot;
 pub use tunnel::{Tunnel, send_body};
 
 use crate::batch::ReadAhead;
 use crate::capture::{Direction, Kernel, MESH_PORT, WorkloadName};
 use crate::detect::Protocol;
 use crate::directory::Transport;
-use crate::http::{self as message, Body, Malformed, Timeout};
+use crate::http::{self as message, Body, Case, Malformed, Timeout};
 use crate::identity::{Certificate, Identity, explain_handshake, unexpected_peer};
 use crate::relay::Abort;
 use crate::telemetry::connections::{self, Kind, Opened};
@@ -223,6 +224,13 @@ pub struct Driver {
     tenant: Tenant,
 }
 
+/// How an HTTP request is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Http1(Case),
+    Http2,
+}
+
 /// Where one HTTP request can be sent now.
 pub enum Place {
     Http1(h1::Client),
@@ -309,12 +317,12 @@ impl Upstreams {
         })
     }
 
-    /// A place for one HTTP request of `version` to `target`, on a connection that
+    /// A place for one HTTP request of this form to `target`, on a connection that
     /// stands.
     pub async fn reserve(
         &self,
         target: &Target,
-        version: Version,
+        form: Form,
         certificate: impl AsyncFnOnce() -> Result<Arc<Certificate>, UpstreamError>,
     ) -> Result<Place, UpstreamError> {
         match &target.peer {
@@ -322,7 +330,7 @@ impl Upstreams {
                 let stream = self.mesh(target.address, peer, certificate).await?;
                 Ok(Place::Http2(stream))
             }
-            None if version == Version::HTTP_2 => {
+            None if form == Form::Http2 => {
                 let shared = get_or_default(&self.h2, (target.address, None));
                 let connect = async || {
                     let tcp = self.tcp(target.address).await?;
@@ -330,7 +338,7 @@ impl Upstreams {
                 };
                 Ok(Place::Http2(shared.get(connect).await?))
             }
-            Some(peer) if version == Version::HTTP_2 => {
+            Some(peer) if form == Form::Http2 => {
                 // A peer that only has tunnels: HTTP/2 inside one, while what the tunnel
                 // is in may take new streams.
                 let shared = get_or_default(&self.h2, (target.address, Some(peer.clone())));
@@ -344,10 +352,14 @@ impl Upstreams {
                 Ok(Place::Http2(shared.get(connect).await?))
             }
             _ => {
-                let idle = get_or_default(&self.h1, target.clone()).take();
+                let case = match form {
+                    Form::Http1(case) => case,
+                    Form::Http2 => Case::default(),
+                };
+                let idle = get_or_default(&self.h1, target.clone()).take(case);
                 Ok(Place::Http1(match idle {
                     Some(idle) => idle,
-                    None => Box::pin(self.http1(target, certificate)).await?,
+                    None => Box::pin(self.http1(target, case, certificate)).await?,
                 }))
             }
         }
@@ -370,7 +382,7 @@ impl Upstreams {
                 let gone = || UpstreamError::http("the peer's proxy went away, and a body with it");
                 let again = again.ok_or_else(gone)?;
                 Box::pin(async {
-                    let next = self.reserve(target, Version::HTTP_2, certificate).await?;
+                    let next = self.reserve(target, Form::Http2, certificate).await?;
                     let Place::Http2(stream) = next else {
                         return Err(gone());
                     };
@@ -379,7 +391,8 @@ impl Upstreams {
                 .await
             }
             Place::Http1(client) => {
-                let connect = async || self.http1(target, certificate).await;
+                let case = client.case();
+                let connect = async || self.http1(target, case, certificate).await;
                 let pool = get_or_default(&self.h1, target.clone());
                 pool.request(client, request, connect).await
             }
@@ -389,10 +402,11 @@ impl Upstreams {
     async fn http1(
         &self,
         target: &Target,
+        case: Case,
         certificate: impl AsyncFnOnce() -> Result<Arc<Certificate>, UpstreamError>,
     ) -> Result<h1::Client, UpstreamError> {
         let io = self.open(target, true, certificate).await?;
-        h1::Client::connect(io, &self.driver()).await
+        h1::Client::connect(io, case, &self.driver()).await
     }
 
     /// Sends a request that wants to leave HTTP on a connection of its own, and
@@ -403,8 +417,10 @@ impl Upstreams {
         mut request: Request<Body>,
         cut: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Response<Body>, UpstreamError> {
-        let (mut sender, connection, heads) = h1::handshake(io).await?;
-        message::restore(request.extensions_mut());
+        let case = Case::of(request.headers());
+        let (mut sender, connection, heads) = h1::handshake(io, case).await?;
+        let (told, _) = message::spelled(request.headers_mut(), case);
+        request.extensions_mut().extend(told);
         self.driver().drive(connection.with_upgrades());
 
         let client = hyper::upgrade::on(&mut request);
@@ -412,9 +428,7 @@ impl Upstreams {
             .send_request(request)
             .await
             .map_err(UpstreamError::http)?;
-        if let Some(spelling) = heads.take(response.headers()) {
-            response.extensions_mut().insert(spelling);
-        }
+        heads.note(response.headers_mut());
         heads.leave();
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response.map(Body::from));
@@ -506,6 +520,17 @@ impl Upstreams {
             .map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         Ok(stream)
+    }
+}
+
+// === impl Form ===
+
+impl Form {
+    pub fn of<B>(request: &Request<B>) -> Self {
+        match request.version() {
+            Version::HTTP_2 => Self::Http2,
+            _ => Self::Http1(Case::of(request.headers())),
+        }
     }
 }
 
