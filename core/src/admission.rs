@@ -79,9 +79,9 @@ pub(crate) fn request<B: Body>(
     client: &Client,
     to: SocketAddr,
     request: &Request<B>,
-) -> Result<Admitted, UpstreamError> {
+) -> Result<Box<Admitted>, UpstreamError> {
     if client.peer.is_none() && is_probe(local, to, request) {
-        return Ok(Admitted {
+        return Ok(Box::new(Admitted {
             local: local.clone(),
             client: client.clone(),
             port: to.port(),
@@ -89,10 +89,10 @@ pub(crate) fn request<B: Body>(
             limits: Limits::default(),
             workload: None,
             waiting: None,
-        });
+        }));
     }
     let head = (request.method().clone(), request.uri().clone());
-    Admitted::new(local, client, to, Some(head))
+    Admitted::new(local, client, to, Some(head)).map(Box::new)
 }
 
 /// What would become of bytes that nobody looks at; nothing is counted.

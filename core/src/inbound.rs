@@ -148,6 +148,7 @@ async fn streams(
                         if request.method() == Method::CONNECT {
                             Box::pin(inbound.tunnel(request, respond))
                         } else {
+                            let request = Box::new(request.map(Body::from));
                             Box::pin(inbound.stream(request, respond))
                         };
                     let stream = local.tenant.share().of(stream);
@@ -256,7 +257,7 @@ impl Inbound {
     /// One stream of a mesh connection that is a request.
     async fn stream(
         self: Arc<Self>,
-        mut request: Request<RecvStream>,
+        mut request: Box<Request<Body>>,
         mut respond: SendResponse<Bytes>,
     ) {
         let grpc = message::is_grpc(&request);
@@ -269,10 +270,10 @@ impl Inbound {
                 if let Some(peer) = &self.who.peer {
                     message::for_application(&mut request, peer);
                 }
-                let request = request.map(Body::from);
-                let answered = self.request(request, to, Protocol::Http2);
+                let mut answered = pin!(self.request(request, to, Protocol::Http2));
                 tokio::select! {
-                    answer = answered => answer,
+                    biased;
+                    answer = answered.as_mut() => answer,
                     // The client gave up; so does whoever works for it.
                     _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
                 }
@@ -442,10 +443,11 @@ impl Inbound {
     /// A request that came as the application will see it.
     async fn plain_request(
         self: Arc<Self>,
-        mut request: Request<Body>,
+        request: Request<Body>,
         to: SocketAddr,
         protocol: Protocol,
     ) -> Response<Body> {
+        let mut request = Box::new(request);
         self.connection.request();
         let version = request.version();
         if let Err(error) = message::well_formed(&request) {
@@ -474,16 +476,17 @@ impl Inbound {
 
     async fn request(
         &self,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         to: SocketAddr,
         protocol: Protocol,
     ) -> Response<Body> {
-        let send = async |request: Request<Body>, mut admitted: Admitted| {
-            let request = request.map(|body| body.while_admitted(admitted.clone()));
-            let response = self.send(request, &Target::plaintext(to)).await?;
+        let send = async |mut request: Box<Request<Body>>, mut admitted: Box<Admitted>| {
+            request.body_mut().while_admitted(|| admitted.clone());
+            let mut response = self.send(request, &Target::plaintext(to)).await?;
             // It may have waited long.
             admitted.check()?;
-            Ok(response.map(|body| body.while_admitted(admitted)))
+            response.body_mut().while_admitted(|| admitted);
+            Ok(response)
         };
         self.answer(request, to, protocol, send).await
     }
@@ -491,29 +494,34 @@ impl Inbound {
     /// The application takes the connection out of HTTP, if it will.
     async fn upgrade(
         &self,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         to: SocketAddr,
-        admitted: Admitted,
+        admitted: Box<Admitted>,
     ) -> Result<Response<Body>, UpstreamError> {
         let server = self.open(to).await?;
         let upstreams = &self.local.upstreams;
-        upstreams.upgrade(server, request, admitted.ended()).await
+        upstreams.upgrade(server, *request, admitted.ended()).await
     }
 
     /// Asks the application, if the client may, and tells of it when the answer is over.
-    async fn answer<B: http_body::Body>(
+    async fn answer(
         &self,
-        mut request: Request<B>,
+        mut request: Box<Request<Body>>,
         to: SocketAddr,
         protocol: Protocol,
-        send: impl AsyncFnOnce(Request<B>, Admitted) -> Result<Response<Body>, UpstreamError>,
+        send: impl AsyncFnOnce(
+            Box<Request<Body>>,
+            Box<Admitted>,
+        ) -> Result<Response<Body>, UpstreamError>,
     ) -> Response<Body> {
         let started = Instant::now();
         let log = &self.local.shared.log;
         let line = log.is_on().then(|| {
             let workload = &self.local.name;
-            RequestLine::new(DIRECTION, workload, self.client, &request, protocol, to)
-                .reached(to, &self.peer())
+            let mut line =
+                RequestLine::new(DIRECTION, workload, self.client, &request, protocol, to);
+            line.reached(to, &self.peer());
+            Box::new(line)
         });
         let grpc = message::is_grpc(&request);
         let span = self.local.shared.tracer.as_ref().and_then(|tracer| {
@@ -521,7 +529,7 @@ impl Inbound {
             let may_begin = self.who.peer.is_none();
             tracer.begin(DIRECTION, &self.local.name, &mut request, may_begin)
         });
-        let span = span.map(|span| (span, self.peer()));
+        let span = span.map(|span| Box::new((span, self.peer())));
         let mut under_way = None;
         let answered = match admission::request(&self.local, &self.who, to, &request) {
             Ok(admitted) => match self.in_turn(&admitted).await {
@@ -551,7 +559,8 @@ impl Inbound {
         let ended = at_end(move || {
             drop(under_way);
             meters.response(status, started.elapsed());
-            if let Some((span, peer)) = span {
+            if let Some(span) = span {
+                let (span, peer) = *span;
                 span.end(status, &peer, started.elapsed());
             }
             if let Some(line) = line {
@@ -584,7 +593,7 @@ impl Inbound {
 
     async fn send(
         &self,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         target: &Target,
     ) -> Result<Response<Body>, UpstreamError> {
         let upstreams = &self.local.upstreams;

@@ -23,8 +23,8 @@ fn connections_and_requests_stay_small() {
         ),
         ("a peer's connection", of(inbound::mesh), 6000),
         ("a connection from outside", of(inbound::plaintext), 2440),
-        ("a request of an application", request, 6100),
-        ("a request of a peer", stream, 7700),
+        ("a request of an application", request, 2010),
+        ("a request of a peer", stream, 2080),
         ("a tunnel of a peer", tunnel, 2380),
         ("an answer's body", size_of::<crate::http::Body>(), 88),
     ];

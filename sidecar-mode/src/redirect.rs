@@ -7,7 +7,8 @@
 //! **Nothing leaves in plaintext because the proxy is away.** The rules stay when
 //! the proxy dies; a redirected connection then meets a closed port and is
 //! refused. A packet that conntrack calls invalid is never translated and would
-//! go where the application addressed it, so it is dropped.
+//! go where the application addressed it, so it is dropped. These chains meet every
+//! packet, so what nearly all of them are is asked first.
 //!
 //! **Nothing goes round in circles.** Connections of the proxy's own uid leave
 //! untouched, and what travels over `lo` (loopback, the pod's own addresses, and
@@ -108,17 +109,19 @@ impl Display for Redirect {
 
 	chain outbound_untranslated {{
 		type filter hook output priority 0; policy accept;
+		ct state != invalid accept
 		oif "lo" accept
 		meta skuid {uids} accept
 		{outbound}
-		meta l4proto tcp ct state invalid drop
+		meta l4proto tcp drop
 	}}
 
 	chain inbound_untranslated {{
 		type filter hook prerouting priority -150; policy accept;
+		ct state != invalid accept
 		iif "lo" accept
 		tcp dport {inbound} accept
-		meta l4proto tcp ct state invalid drop
+		meta l4proto tcp drop
 	}}
 }}
 "#

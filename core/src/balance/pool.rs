@@ -55,7 +55,7 @@ impl Pool {
     pub fn pick(&self, avoid: Option<&Endpoint>, now: Instant) -> Option<InFlight> {
         match &*self.endpoints {
             [] => None,
-            [only] => Some(only.begin()),
+            [only] => Some(only.begin_at(now)),
             many => Some(self.seek(avoid, now, false).unwrap_or_else(|| {
                 let avoided = many.iter().find(|endpoint| endpoint.breaker.is_in());
                 let chosen = avoided.unwrap_or_else(|| {

@@ -103,12 +103,11 @@ impl Body {
     }
 
     /// Fails as soon as what it belongs to is admitted no more.
-    pub fn while_admitted(mut self, admitted: Admitted) -> Self {
+    pub fn while_admitted(&mut self, admitted: impl FnOnce() -> Box<Admitted>) {
         // What has ended already needs nobody to watch it.
         if !self.is_end_stream() {
-            self.admitted = Some(Box::new(admitted));
+            self.admitted = Some(admitted());
         }
-        self
     }
 
     pub fn until_end(mut self, held: impl Send + 'static) -> Self {

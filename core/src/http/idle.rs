@@ -5,7 +5,8 @@
 //! ([`Watched::wakes`]), and is given back with the first byte that comes.
 
 use super::Body;
-use super::spelling::{Case, Heads};
+use super::heads::Heads;
+use super::spelling::Case;
 use crate::detect::Replay;
 use crate::heap::Dormant;
 use crate::io::writes_through;

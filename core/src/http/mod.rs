@@ -6,6 +6,7 @@ mod classify;
 mod copied;
 mod deadline;
 mod headers;
+mod heads;
 mod idle;
 pub mod limits;
 mod replay;
@@ -23,9 +24,10 @@ pub use headers::{
     APP_PROTOCOL, DESTINATION, answer_for_mesh, for_application, for_mesh, for_plaintext,
     is_upgrade, name_client, response,
 };
+pub use heads::{Heads, Overheard};
 pub use idle::HEADER_TIMEOUT;
 pub use replay::Replay;
 pub use serve::serve;
-pub use spelling::{Case, Heads, Overheard, spelled};
+pub use spelling::{Case, spelled};
 pub use synthesize::{failure, from_application, is_failure, is_grpc, is_refusal, malformed};
 pub use well_formed::{Malformed, well_formed};

@@ -8,34 +8,24 @@
 //! the proxy has a say in what others read there. A message that is in lower case altogether,
 //! as others have it, needs no list. Nor does hyper, on a connection that writes so by itself
 //! ([`Case`]): servers' connections are kept apart by it, and a client's is guessed ([`Habit`]).
-//!
-//! hyper tells nobody what it read, so heads are read here once more, as they come by. Should
-//! one be taken for another's, a name is written in another case, and no more than that.
 
-use crate::io::writes_through;
 use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::convert::Infallible;
 use std::hash::{Hash, Hasher};
-use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
-use tokio::io::{AsyncRead, ReadBuf};
+use std::pin::pin;
+use std::task::{Context, Waker};
 
-/// A head, or a queue of them, of more bytes than this is not looked at.
-const MOST: usize = 16 * 1024;
 /// Names of more bytes than this, in one message, are spelled as usual.
-const MOST_SPELLED: usize = 1024;
+pub(super) const MOST_SPELLED: usize = 1024;
 /// The same for a list that is made here, of all names.
 const MOST_LISTED: usize = 4 * 1024;
 /// hyper's own limit.
@@ -47,7 +37,7 @@ const MOST_KNOWN: usize = 64;
 /// in a way of their own, separated by commas, or [`LOWER`]. Not there: all are as usual.
 pub const SPELLING: HeaderName = HeaderName::from_static("duet-header-names");
 /// All of them are in lower case.
-const LOWER: &str = "-";
+pub(super) const LOWER: &str = "-";
 
 /// How a connection of HTTP/1 writes the names that nobody has said anything about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,41 +54,6 @@ pub struct Habit(u64);
 thread_local! {
     /// Of those that have answered in lower case last.
     static HABITS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// The heads that come in on one connection of HTTP/1.
-#[derive(Default)]
-pub struct Heads(Mutex<Read>);
-
-#[derive(Default)]
-struct Read {
-    expects: Expects,
-    /// Of a head that nobody has asked about: how many headers it has.
-    next: Option<(usize, Option<HeaderValue>)>,
-    /// Half a head, or what was sent before it was asked for.
-    ahead: Vec<u8>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Expects {
-    #[default]
-    Heads,
-    /// A body, until it is said that it is over.
-    Else,
-    /// It has left HTTP.
-    Nothing,
-}
-
-/// One whole head.
-struct Head<'a> {
-    lines: &'a [u8],
-    rest: &'a [u8],
-}
-
-/// A stream whose heads are looked at.
-pub struct Overheard<S> {
-    io: S,
-    heads: Arc<Heads>,
 }
 
 /// What has hyper write a message's names as they were spelled, on a connection of this case;
@@ -144,7 +99,7 @@ fn in_title_case(headers: &HeaderMap, told: Option<&HeaderValue>) -> Option<Head
     listed(FRAMING.into_iter().chain(names), MOST_LISTED, spell)
 }
 
-fn listed<'a>(
+pub(super) fn listed<'a>(
     names: impl Iterator<Item = &'a [u8]>,
     most: usize,
     spell: impl Fn(&[u8], &mut Vec<u8>),
@@ -243,7 +198,7 @@ const FRAMING: [&[u8]; 8] = [
 ];
 
 /// Whether a name is for the proxies to write.
-fn is_ours(name: &[u8]) -> bool {
+pub(super) fn is_ours(name: &[u8]) -> bool {
     FRAMING.iter().any(|ours| name.eq_ignore_ascii_case(ours))
         || name
             .get(..5)
@@ -251,7 +206,7 @@ fn is_ours(name: &[u8]) -> bool {
 }
 
 /// Whether hyper writes the name so without being told.
-fn is_usual(name: &[u8]) -> bool {
+pub(super) fn is_usual(name: &[u8]) -> bool {
     let mut begins = true;
     name.iter().all(|&byte| {
         let usual = match begins {
@@ -299,201 +254,9 @@ impl Habit {
     }
 }
 
-// === impl Heads ===
-
-impl Heads {
-    /// Notes beside what hyper has read how it was spelled.
-    pub fn note(&self, headers: &mut HeaderMap) {
-        match self.take(headers) {
-            Some(names) => drop(headers.insert(SPELLING, names)),
-            None => drop(headers.remove(SPELLING)),
-        }
-    }
-
-    /// What comes next begins with a head.
-    pub fn expect(&self) {
-        let mut read = self.0.lock();
-        if read.expects == Expects::Else {
-            read.expects = Expects::Heads;
-        }
-    }
-
-    /// It is no HTTP any more.
-    pub fn leave(&self) {
-        *self.0.lock() = Read {
-            expects: Expects::Nothing,
-            ..Read::default()
-        };
-    }
-
-    /// What has come and is not asked about comes again.
-    pub fn again(&self) {
-        let mut read = self.0.lock();
-        (read.next, read.ahead) = (None, Vec::new());
-    }
-
-    /// Of the head that hyper has read, which has so many headers, if it is not the usual.
-    fn take(&self, headers: &HeaderMap) -> Option<HeaderValue> {
-        let mut read = self.0.lock();
-        if read.next.is_none() && !read.ahead.is_empty() {
-            let ahead = std::mem::take(&mut read.ahead);
-            read.hear(&ahead);
-        }
-        let (count, spelling) = read.next.take()?;
-        if count != headers.len() {
-            // It was a body, of which hyper has got rid in between.
-            read.ahead = Vec::new();
-            return None;
-        }
-        spelling
-    }
-
-    /// Reads from `io`, and sees what it brings.
-    pub fn poll_read<S: AsyncRead + Unpin>(
-        &self,
-        io: &mut S,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(io).poll_read(cx, buf))?;
-        self.hear(&buf.filled()[before..]);
-        Poll::Ready(Ok(()))
-    }
-
-    fn hear(&self, bytes: &[u8]) {
-        self.0.lock().hear(bytes);
-    }
-}
-
-// === impl Read ===
-
-impl Read {
-    fn hear(&mut self, mut bytes: &[u8]) {
-        while self.expects == Expects::Heads && !bytes.is_empty() {
-            if self.next.is_none()
-                && self.ahead.is_empty()
-                && let Some(head) = Head::first_of(bytes)
-            {
-                bytes = head.rest;
-                self.see(&head);
-            } else if self.ahead.len() + bytes.len() > MOST {
-                (self.expects, self.ahead) = (Expects::Else, Vec::new());
-            } else {
-                self.ahead.extend_from_slice(bytes);
-                let ends = bytes.contains(&b'\n');
-                bytes = &[];
-                if ends && self.next.is_none() && Head::first_of(&self.ahead).is_some() {
-                    let ahead = std::mem::take(&mut self.ahead);
-                    return self.hear(&ahead);
-                }
-            }
-        }
-    }
-
-    fn see(&mut self, head: &Head<'_>) {
-        let answer = head.lines.starts_with(b"HTTP/");
-        // 1xx, of which hyper tells nobody.
-        if answer && head.lines.get(9) == Some(&b'1') && head.lines.get(11) != Some(&b'1') {
-            return;
-        }
-        let mut ends = !answer;
-        let mut count = 0;
-        let (mut lower, mut usual) = (true, true);
-        for name in names_in(head.lines) {
-            count += 1;
-            let leads_to_else = match name.len() {
-                7 => name.eq_ignore_ascii_case(b"upgrade"),
-                14 => name.eq_ignore_ascii_case(b"content-length"),
-                17 => name.eq_ignore_ascii_case(b"transfer-encoding"),
-                _ => false,
-            };
-            ends &= !leads_to_else;
-            lower &= is_lower(name);
-            usual &= is_usual(name) || is_ours(name);
-        }
-        if !ends {
-            self.expects = Expects::Else;
-        }
-        let spelling = if usual {
-            None
-        } else if lower {
-            Some(HeaderValue::from_static(LOWER))
-        } else {
-            let unusual = |name: &&[u8]| !is_usual(name) && !is_ours(name);
-            listed(
-                names_in(head.lines).filter(unusual),
-                MOST_SPELLED,
-                |name, list| {
-                    list.extend_from_slice(name);
-                },
-            )
-        };
-        self.next = Some((count, spelling));
-    }
-}
-
-// === impl Head ===
-
-impl<'a> Head<'a> {
-    fn first_of(bytes: &'a [u8]) -> Option<Self> {
-        let empty = |line: &[u8]| matches!(line, b"\n" | b"\r\n");
-        let mut lines = bytes.split_inclusive(|&byte| byte == b'\n');
-        // RFC 9112, 2.2: empty lines before it are passed over.
-        let mut at = 0;
-        let mut begins = None;
-        loop {
-            let line = lines.next().filter(|line| line.ends_with(b"\n"))?;
-            match (begins, empty(line)) {
-                (None, true) => {}
-                (None, false) => begins = Some(at),
-                (Some(_), false) => {}
-                (Some(begins), true) => {
-                    return Some(Self {
-                        lines: &bytes[begins..at],
-                        rest: &bytes[at + line.len()..],
-                    });
-                }
-            }
-            at += line.len();
-        }
-    }
-}
-
-/// The names in a head, or in what there is of it.
-fn names_in(lines: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let lines = lines.split(|&byte| byte == b'\n').skip(1);
-    let lines = lines.take_while(|line| !matches!(*line, b"" | b"\r"));
-    lines.filter_map(|line| {
-        let colon = line.iter().position(|&byte| byte == b':')?;
-        Some(&line[..colon])
-    })
-}
-
-fn is_lower(name: &[u8]) -> bool {
+pub(super) fn is_lower(name: &[u8]) -> bool {
     !name.iter().any(u8::is_ascii_uppercase)
 }
-
-// === impl Overheard ===
-
-impl<S> Overheard<S> {
-    pub fn new(io: S, heads: Arc<Heads>) -> Self {
-        Self { io, heads }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Overheard<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let Self { io, heads } = &mut *self;
-        heads.poll_read(io, cx, buf)
-    }
-}
-
-writes_through!(Overheard);
 
 #[cfg(test)]
 #[path = "spelling_tests.rs"]

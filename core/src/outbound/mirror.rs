@@ -77,7 +77,7 @@ impl Outbound {
         let grpc = message::is_grpc(&request);
         let reserved = self.reserve(&to, Form::of(&request), &mut None, None).await;
         let (place, flight, target) = reserved?;
-        let sent = self.send_to(place, &target, request).await;
+        let sent = self.send_to(place, &target, Box::new(request)).await;
         let mut answer = judge(&flight, sent, grpc)?.into_body();
         // Read, so that the connection is good for another request.
         while let Some(frame) = answer.frame().await {

@@ -15,9 +15,11 @@ use std::time::Instant;
 impl Outbound {
     pub(super) async fn request(
         self: Arc<Self>,
-        mut request: Request<Body>,
+        request: Request<Body>,
         protocol: Protocol,
     ) -> Response<Body> {
+        // Each future on its way would have room for it twice, and copy it so often.
+        let mut request = Box::new(request);
         let started = Instant::now();
         self.connection.request();
         let version = request.version();
@@ -28,16 +30,17 @@ impl Outbound {
             return message::malformed(&error, version);
         }
         let log = &local.shared.log;
-        let mut line = log.is_on().then(|| self.line(&request, protocol));
+        let mut line = log.is_on().then(|| Box::new(self.line(&request, protocol)));
         let grpc = message::is_grpc(&request);
         let tracer = local.shared.tracer.as_ref();
         let span = tracer.and_then(|it| it.begin(DIRECTION, &local.name, &mut request, true));
+        let span = span.map(Box::new);
 
         let answered = match local.tenant.request(DIRECTION).await {
             Ok(()) => match self.destination.traffic() {
                 None => self.forward(&self.destination, request).await,
                 // Boxed, so that what hardly any request needs makes none of them larger.
-                Some(traffic) => Box::pin(self.routed(&traffic, request, grpc)).await,
+                Some(traffic) => Box::pin(self.routed(&traffic, *request, grpc)).await,
             },
             Err(refused) => Err(refused),
         };
@@ -48,7 +51,9 @@ impl Outbound {
             Ok((response, Some((flight, target)))) => {
                 let endpoint = flight.endpoint();
                 let reached = || self.peer(endpoint, &target);
-                line = line.map(|line| line.reached(endpoint.address, &reached()));
+                if let Some(line) = &mut line {
+                    line.reached(endpoint.address, &reached());
+                }
                 peer = span.is_some().then(reached);
                 (response, self.meters(endpoint, &target), Some(flight))
             }
@@ -87,7 +92,7 @@ impl Outbound {
     pub(super) async fn forward(
         &self,
         to: &Destination,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
     ) -> Result<Answered, UpstreamError> {
         if request.method() == Method::CONNECT {
             return Err(UpstreamError::ConnectMethod);
@@ -97,7 +102,7 @@ impl Outbound {
             self.connection.reached(flight.endpoint(), &target, true);
             message::for_plaintext(&mut request, target.address);
             let upstreams = &self.local.upstreams;
-            let upgraded = upstreams.upgrade(server, request, std::future::pending());
+            let upgraded = upstreams.upgrade(server, *request, std::future::pending());
             let response = Box::pin(upgraded).await?;
             return Ok((response, Some((flight, target))));
         }
@@ -114,7 +119,7 @@ impl Outbound {
         place: Place,
         flight: &InFlight,
         target: &Target,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
     ) -> Result<Response<Body>, UpstreamError> {
         self.connection.reached(flight.endpoint(), target, false);
         self.send_to(place, target, request).await
@@ -124,7 +129,7 @@ impl Outbound {
         &self,
         place: Place,
         target: &Target,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
     ) -> Result<Response<Body>, UpstreamError> {
         if target.native_http {
             message::for_mesh(&mut request, target.address);

@@ -83,9 +83,9 @@ impl Outbound {
         }
         let (mut response, reached) = if message::is_upgrade(&request) {
             let head = routed.within([rule.timeouts.each_try, rule.timeouts.head]);
-            within(head, self.forward(&routed.to, request)).await?
+            within(head, self.forward(&routed.to, Box::new(request))).await?
         } else {
-            let request = self.mirrored(rule, request);
+            let request = Box::new(self.mirrored(rule, request));
             let policy = rule.retry.as_ref();
             match policy.filter(|policy| policy.repeats(request.method(), grpc)) {
                 Some(policy) => {
@@ -125,7 +125,7 @@ impl Routed<'_> {
     /// Tries until an answer is good enough, or there may be no further try.
     async fn tries(
         &self,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         policy: &RetryPolicy,
         budget: &Budget,
     ) -> Result<Answered, UpstreamError> {
@@ -197,7 +197,7 @@ impl Routed<'_> {
     async fn attempt(
         &self,
         form: Form,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         avoid: &mut Option<Arc<Endpoint>>,
     ) -> Result<Answered, UpstreamError> {
         let Self { outbound, rule, .. } = self;
@@ -275,8 +275,8 @@ impl Bodies {
     }
 }
 
-fn copy(head: &Parts, body: Body) -> Request<Body> {
-    Request::from_parts(head.clone(), body)
+fn copy(head: &Parts, body: Body) -> Box<Request<Body>> {
+    Box::new(Request::from_parts(head.clone(), body))
 }
 
 fn earliest<const N: usize>(all: [Until; N]) -> Until {

@@ -79,11 +79,10 @@ impl RequestLine {
         }
     }
 
-    pub fn reached(mut self, server: SocketAddr, peer: &Peer) -> Self {
+    pub fn reached(&mut self, server: SocketAddr, peer: &Peer) {
         self.server = Some(server);
         self.peer = peer.name.to_string();
         self.tls = peer.tls;
-        self
     }
 }
 
@@ -305,15 +304,16 @@ mod tests {
             name: "default/cart-0".into(),
             tls: true,
         };
-        RequestLine::new(
+        let mut line = RequestLine::new(
             Direction::Outbound,
             &workload,
             client,
             &request,
             Protocol::Http1,
             server,
-        )
-        .reached(server, &peer)
+        );
+        line.reached(server, &peer);
+        line
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl Pool {
     pub async fn request(
         self: Arc<Self>,
         mut client: Client,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
         connect: impl AsyncFnOnce() -> Result<Client, UpstreamError>,
     ) -> Result<Response<Body>, UpstreamError> {
         let (told, _) = spelled(request.headers_mut(), client.case);
@@ -82,7 +82,7 @@ impl Pool {
                 Ok(response) => return Ok(self.answer(response, client)),
                 // The server closed the connection just now, and saw nothing of it.
                 Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
+                    Some(unsent) => request = Box::new(unsent),
                     None => return Err(UpstreamError::http(error.into_error())),
                 },
             }
@@ -173,13 +173,13 @@ impl Client {
 
     async fn send(
         &mut self,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
     ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
         self.heads.expect();
         if !request.body().is_end_stream() {
             self.leave_to_task();
         }
-        let sending = self.sender.try_send_request(request);
+        let sending = self.sender.try_send_request(*request);
         let driven = &mut self.driven;
         if let Driven::Elsewhere = driven {
             return sending.await;

@@ -218,7 +218,7 @@ impl Stream {
     /// `None` if the peer went away before it took the request: its successor may.
     pub async fn request(
         self,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
     ) -> Result<Option<Response<Body>>, UpstreamError> {
         let Self { mut sender, slot } = self;
         let (parts, body) = request.into_parts();

@@ -233,7 +233,8 @@ pub enum Form {
 
 /// Where one HTTP request can be sent now.
 pub enum Place {
-    Http1(h1::Client),
+    /// And where the connection goes once it is idle.
+    Http1(h1::Client, Arc<h1::Pool>),
     Http2(h2::Stream),
 }
 
@@ -356,11 +357,12 @@ impl Upstreams {
                     Form::Http1(case) => case,
                     Form::Http2 => Case::default(),
                 };
-                let idle = get_or_default(&self.h1, target.clone()).take(case);
-                Ok(Place::Http1(match idle {
+                let pool = get_or_default(&self.h1, target.clone());
+                let client = match pool.take(case) {
                     Some(idle) => idle,
                     None => Box::pin(self.http1(target, case, certificate)).await?,
-                }))
+                };
+                Ok(Place::Http1(client, pool))
             }
         }
     }
@@ -370,7 +372,7 @@ impl Upstreams {
         &self,
         place: Place,
         target: &Target,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         certificate: impl AsyncFnOnce() -> Result<Arc<Certificate>, UpstreamError>,
     ) -> Result<Response<Body>, UpstreamError> {
         match place {
@@ -390,10 +392,9 @@ impl Upstreams {
                 })
                 .await
             }
-            Place::Http1(client) => {
+            Place::Http1(client, pool) => {
                 let case = client.case();
                 let connect = async || self.http1(target, case, certificate).await;
-                let pool = get_or_default(&self.h1, target.clone());
                 pool.request(client, request, connect).await
             }
         }
@@ -547,11 +548,11 @@ impl Driver {
 }
 
 /// A second copy of a request that has no body.
-fn again(request: &Request<Body>) -> Option<Request<Body>> {
+fn again(request: &Request<Body>) -> Option<Box<Request<Body>>> {
     if !request.body().is_end_stream() {
         return None;
     }
-    let mut again = Request::new(Body::empty());
+    let mut again = Box::new(Request::new(Body::empty()));
     *again.method_mut() = request.method().clone();
     *again.uri_mut() = request.uri().clone();
     *again.version_mut() = request.version();
