@@ -193,6 +193,8 @@ fn a_pod_that_is_deleted_during_a_handover_is_refused_after_it() {
             let agent = Agent::launch(world, &control, "run", &FAIL_OPEN);
             eventually(|| ask(world, "list", &[]).status.success());
             enrol(world, "default/web-9", &world.b);
+            // Until then it goes to the other in plaintext, which is let in.
+            eventually(|| is_enrolled(world, "web-a"));
             let server = world.b.serve((Ipv4Addr::UNSPECIFIED, 0));
             let to = SocketAddr::new(world.b.v4, server.port());
             eventually(|| world.a.run(|| exchange(to)).is_ok());
