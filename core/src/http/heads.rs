@@ -211,7 +211,7 @@ impl<'a> Head<'a> {
     }
 }
 
-/// The names in a head, or in what there is of it.
+/// The names in a head, whose first line is no header.
 fn names_in(lines: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut begins = memchr_iter(b'\n', lines).map(|end| end + 1);
     std::iter::from_fn(move || {

@@ -26,14 +26,22 @@ const TOO_MANY: &str = "too_many";
 
 impl Outbound {
     /// The request, copied as its body goes by if the rule wants that.
-    pub(super) fn mirrored(self: &Arc<Self>, rule: &Rule, request: Request<Body>) -> Request<Body> {
+    pub(super) fn mirrored(
+        self: &Arc<Self>,
+        rule: &Rule,
+        request: Box<Request<Body>>,
+    ) -> Box<Request<Body>> {
         rule.mirrors
             .iter()
             .filter(|mirror| mirror.wants_this())
             .fold(request, |request, mirror| self.copied(mirror, request))
     }
 
-    fn copied(self: &Arc<Self>, mirror: &Mirror, request: Request<Body>) -> Request<Body> {
+    fn copied(
+        self: &Arc<Self>,
+        mirror: &Mirror,
+        request: Box<Request<Body>>,
+    ) -> Box<Request<Body>> {
         let Some(place) = mirror.place() else {
             self.count_copy(&mirror.to, TOO_MANY);
             return request;
@@ -66,7 +74,10 @@ impl Outbound {
             };
             tokio::spawn(cancel.run_until_cancelled_owned(sending));
         };
-        Request::from_parts(head, Body::copied(Copied::new(body, tell)))
+        Box::new(Request::from_parts(
+            head,
+            Body::copied(Copied::new(body, tell)),
+        ))
     }
 
     async fn send_copy(&self, to: &Backend, request: Request<Body>) -> Result<(), UpstreamError> {

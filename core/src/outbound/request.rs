@@ -40,7 +40,7 @@ impl Outbound {
             Ok(()) => match self.destination.traffic() {
                 None => self.forward(&self.destination, request).await,
                 // Boxed, so that what hardly any request needs makes none of them larger.
-                Some(traffic) => Box::pin(self.routed(&traffic, *request, grpc)).await,
+                Some(traffic) => Box::pin(self.routed(&traffic, request, grpc)).await,
             },
             Err(refused) => Err(refused),
         };

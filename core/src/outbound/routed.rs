@@ -45,7 +45,7 @@ impl Outbound {
     pub(super) async fn routed(
         self: &Arc<Self>,
         traffic: &Traffic,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
         grpc: bool,
     ) -> Result<Answered, UpstreamError> {
         let started = Instant::now();
@@ -83,9 +83,9 @@ impl Outbound {
         }
         let (mut response, reached) = if message::is_upgrade(&request) {
             let head = routed.within([rule.timeouts.each_try, rule.timeouts.head]);
-            within(head, self.forward(&routed.to, Box::new(request))).await?
+            within(head, self.forward(&routed.to, request)).await?
         } else {
-            let request = Box::new(self.mirrored(rule, request));
+            let request = self.mirrored(rule, request);
             let policy = rule.retry.as_ref();
             match policy.filter(|policy| policy.repeats(request.method(), grpc)) {
                 Some(policy) => {
