@@ -15,10 +15,11 @@ use crate::http::{self as message, Body};
 use crate::identity::{Identity, Standing, explain_handshake};
 use crate::limits::UnderWay;
 use crate::local::Local;
+use crate::rarely::rarely;
 use crate::telemetry::connections::{Connection, Counted, Entry, Kind, Opened, Transport};
 use crate::telemetry::{Failure, Meters, Peer, RequestLine, at_end};
 use crate::upstream::{Form, Io, Target, Tunnel, UpstreamError, send_body, watch_peer};
-use ::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use ::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use ::http::{Method, Request, Response};
 use bytes::Bytes;
 use h2::RecvStream;
@@ -81,6 +82,7 @@ pub(crate) async fn mesh(local: Arc<Local>, stream: TcpStream, client: SocketAdd
     connection.speaks(Protocol::Http2);
     let inbound = Arc::new(Inbound {
         name: peer.short().into(),
+        client_id: message::client_id(&peer),
         who: Client::new(Some(peer), client),
         local,
         client,
@@ -112,6 +114,14 @@ fn comes_from(local: &Local, client: SocketAddr, peer: &Identity) -> Result<(), 
         )),
         _ => Ok(()),
     }
+}
+
+/// What may change while a connection stands.
+enum News {
+    /// Who is where.
+    Directory,
+    /// It takes no new streams any more.
+    Drain,
 }
 
 /// A connection takes new streams while what was checked when it was made is true.
@@ -151,36 +161,36 @@ async fn streams(
                             let request = Box::new(request.map(Body::from));
                             Box::pin(inbound.stream(request, respond))
                         };
-                    let stream = local.tenant.share().of(stream);
-                    let cancel = local.cancel.clone();
-                    let stream = cancel.run_until_cancelled_owned(stream);
-                    local.tasks.spawn(stream);
+                    // What cuts the connection ends its streams: they hear of it from h2.
+                    local.tasks.spawn(local.tenant.share().of(stream));
                 }
                 Poll::Ready(Ok(()))
             })
         });
+        let news = rarely(async {
+            tokio::select! {
+                _ = directory.changed() => News::Directory,
+                () = local.drain.cancelled(), if !draining => News::Drain,
+                _ = own.changed(), if !draining => News::Drain,
+                () = expired.as_mut(), if !draining => News::Drain,
+            }
+        });
         tokio::select! {
             biased;
             ended = carried => return ended,
-            _ = directory.changed() => {
-                if let Some(peer) = &inbound.who.peer
-                    && let Err(reason) = comes_from(local, inbound.client, peer)
-                {
-                    local.failed(DIRECTION, Failure::Identity, &reason);
-                    return Ok(());
+            news = news => match news {
+                News::Directory => {
+                    if let Some(peer) = &inbound.who.peer
+                        && let Err(reason) = comes_from(local, inbound.client, peer)
+                    {
+                        local.failed(DIRECTION, Failure::Identity, &reason);
+                        return Ok(());
+                    }
                 }
-            }
-            () = local.drain.cancelled(), if !draining => {
-                draining = true;
-                connection.graceful_shutdown();
-            }
-            _ = own.changed(), if !draining => {
-                draining = true;
-                connection.graceful_shutdown();
-            }
-            () = expired.as_mut(), if !draining => {
-                draining = true;
-                connection.graceful_shutdown();
+                News::Drain => {
+                    draining = true;
+                    connection.graceful_shutdown();
+                }
             }
         }
     }
@@ -210,6 +220,7 @@ pub(crate) async fn plaintext(local: Arc<Local>, stream: TcpStream, client: Sock
     }
     let inbound = Arc::new(Inbound {
         name: "unmeshed".into(),
+        client_id: None,
         who: Client::new(None, client),
         local,
         client,
@@ -247,6 +258,8 @@ struct Inbound {
     who: Client,
     /// Who it is, as a label.
     name: Arc<str>,
+    /// Who it is, as the application is told.
+    client_id: Option<HeaderValue>,
     client: SocketAddr,
     /// As it is listed.
     connection: Arc<Connection>,
@@ -267,8 +280,8 @@ impl Inbound {
             .and_then(|()| self.destination(named.and_then(|value| value.to_str().ok())));
         let mut answer = match destination {
             Ok(to) => {
-                if let Some(peer) = &self.who.peer {
-                    message::for_application(&mut request, peer);
+                if self.who.peer.is_some() {
+                    message::for_application(&mut request, self.client_id.as_ref());
                 }
                 let mut answered = pin!(self.request(request, to, Protocol::Http2));
                 tokio::select! {
@@ -461,9 +474,7 @@ impl Inbound {
             return message::failure(&error, false);
         }
         message::for_plaintext(&mut request, to);
-        if let Some(peer) = &self.who.peer {
-            message::name_client(&mut request, peer);
-        }
+        message::name_client(&mut request, self.client_id.as_ref());
         let mut response = if message::is_upgrade(&request) {
             let send = async |request, admitted| self.upgrade(request, to, admitted).await;
             Box::pin(self.answer(request, to, protocol, send)).await

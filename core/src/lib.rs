@@ -28,6 +28,7 @@ mod limits;
 mod local;
 mod outbound;
 mod proxy;
+mod rarely;
 mod ready;
 mod relay;
 mod runtime;

@@ -8,6 +8,7 @@ use crate::control::Control;
 use crate::directory::{Directory, Transport};
 use crate::identity::{Identities, Trust};
 use crate::local::Local;
+use crate::rarely::until;
 use crate::ready::{Readiness, ReadyGuard};
 use crate::runtime::vital;
 use crate::telemetry::{AccessLog, Connections, Metrics, Tracer};
@@ -472,10 +473,8 @@ fn accept<F>(
                         connection.await;
                         drop(place);
                     });
-                    let cancel = local.cancel.clone();
-                    local
-                        .tasks
-                        .spawn(cancel.run_until_cancelled_owned(connection));
+                    let cut = local.cancel.clone().cancelled_owned();
+                    local.tasks.spawn(until(cut, connection));
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {

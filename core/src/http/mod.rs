@@ -21,8 +21,8 @@ pub use classify::{Verdict, blames_server, grpc_status, tell_grpc_status, verdic
 pub use copied::Copied;
 pub use deadline::{Deadline, Timeout, grpc_timeout};
 pub use headers::{
-    APP_PROTOCOL, DESTINATION, answer_for_mesh, for_application, for_mesh, for_plaintext,
-    is_upgrade, name_client, response,
+    APP_PROTOCOL, DESTINATION, answer_for_mesh, client_id, for_application, for_mesh,
+    for_plaintext, is_upgrade, name_client, response,
 };
 pub use heads::{Heads, Overheard};
 pub use idle::HEADER_TIMEOUT;

@@ -7,6 +7,7 @@ use super::spelling::{Case, Habit, spelled};
 use super::stall::{Awaited, Carrier};
 use crate::batch::batched;
 use crate::detect::Protocol;
+use crate::rarely::rarely;
 use crate::relay::Abort;
 use crate::tenancy::{Share, Tenant};
 use futures_util::FutureExt;
@@ -90,15 +91,21 @@ where
         .initial_connection_window_size(window.bytes())
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
+    let stuck = rarely(async {
+        tokio::select! {
+            () = flush.stuck(HEADER_TIMEOUT) => true,
+            () = drain.cancelled() => false,
+        }
+    });
     tokio::select! {
         // First: one that has only just begun is not idle, it has asked already.
         biased;
         ended = flush.drive(connection.as_mut()) => ended,
-        () = flush.stuck(HEADER_TIMEOUT) => {
-            flush.abort();
-            Ok(())
-        }
-        () = drain.cancelled() => {
+        stuck = stuck => {
+            if stuck {
+                flush.abort();
+                return Ok(());
+            }
             connection.as_mut().graceful_shutdown();
             flush.drive(connection).await
         }
@@ -153,23 +160,31 @@ where
         // Boxed: it is not there while it is idle.
         let mut connection = Box::new(connection);
         let carried = async {
+            let stops = rarely(async {
+                tokio::select! {
+                    stop = pulse.stops(&mut deadline) => Some(stop),
+                    () = drain.cancelled() => None,
+                }
+            });
             tokio::select! {
                 // First: one that has only just begun is not idle, it has asked already.
                 biased;
                 ended = &mut connection => Ok(ended),
-                stop = pulse.stops(&mut deadline) => Err(stop),
-                () = drain.cancelled() => {
-                    // Until then its next answer ends it.
-                    let lingered = Box::pin(tokio::time::sleep(LINGER));
-                    tokio::select! {
-                        ended = &mut connection => Ok(ended),
-                        () = lingered => {
-                            std::pin::Pin::new(&mut *connection).graceful_shutdown();
-                            // If a head has begun, hyper waits for the rest of it.
-                            tokio::select! {
-                                biased;
-                                ended = &mut connection => Ok(ended),
-                                stop = pulse.stops(&mut deadline) => Err(stop),
+                stops = stops => match stops {
+                    Some(stop) => Err(stop),
+                    None => {
+                        // Until then its next answer ends it.
+                        let lingered = Box::pin(tokio::time::sleep(LINGER));
+                        tokio::select! {
+                            ended = &mut connection => Ok(ended),
+                            () = lingered => {
+                                std::pin::Pin::new(&mut *connection).graceful_shutdown();
+                                // If a head has begun, hyper waits for the rest of it.
+                                tokio::select! {
+                                    biased;
+                                    ended = &mut connection => Ok(ended),
+                                    stop = pulse.stops(&mut deadline) => Err(stop),
+                                }
                             }
                         }
                     }

@@ -5,6 +5,7 @@ use crate::batch::batched;
 use crate::http::Body;
 use crate::http::limits::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
 use crate::identity::Standing;
+use crate::rarely::until;
 use crate::tenancy::Tenant;
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -156,7 +157,7 @@ impl Connection {
         let connection = async move { flush.drive(pin!(connection)).await };
         let connection = driver.tenant.share().of(connection);
         tokio::spawn(async move {
-            if let Some(Err(error)) = driver.cancel.run_until_cancelled(connection).await {
+            if let Some(Err(error)) = until(driver.cancel.cancelled(), connection).await {
                 tracing::debug!(%address, %error, "connection ended");
             }
             ended.closed.store(true, Ordering::Release);

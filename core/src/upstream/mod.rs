@@ -19,6 +19,7 @@ use crate::detect::Protocol;
 use crate::directory::Transport;
 use crate::http::{self as message, Body, Case, Malformed, Timeout};
 use crate::identity::{Certificate, Identity, explain_handshake, unexpected_peer};
+use crate::rarely::until;
 use crate::relay::Abort;
 use crate::telemetry::connections::{self, Kind, Opened};
 use crate::telemetry::{Connections, Failure};
@@ -543,7 +544,7 @@ impl Driver {
         F: Future<Output: Send> + Send + 'static,
     {
         let connection = self.tenant.share().of(connection);
-        tokio::spawn(self.cancel.clone().run_until_cancelled_owned(connection));
+        tokio::spawn(until(self.cancel.clone().cancelled_owned(), connection));
     }
 }
 
