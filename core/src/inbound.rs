@@ -15,13 +15,14 @@ use crate::http::{self as message, Body};
 use crate::identity::{Identity, Standing, explain_handshake};
 use crate::limits::UnderWay;
 use crate::local::Local;
-use crate::rarely::rarely;
+use crate::rarely::{rarely, until};
 use crate::telemetry::connections::{Connection, Counted, Entry, Kind, Opened, Transport};
 use crate::telemetry::{Failure, Meters, Peer, RequestLine, at_end};
 use crate::upstream::{Form, Io, Target, Tunnel, UpstreamError, send_body, watch_peer};
 use ::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use ::http::{Method, Request, Response};
 use bytes::Bytes;
+use futures_util::FutureExt;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use std::future::poll_fn;
@@ -156,12 +157,14 @@ async fn streams(
                     // of the two takes what it needs.
                     let stream: Pin<Box<dyn Future<Output = ()> + Send>> =
                         if request.method() == Method::CONNECT {
-                            Box::pin(inbound.tunnel(request, respond))
+                            // Whoever waits for its application hears of nothing else.
+                            let cut = local.cancel.clone().cancelled_owned();
+                            Box::pin(until(cut, inbound.tunnel(request, respond)).map(drop))
                         } else {
                             let request = Box::new(request.map(Body::from));
                             Box::pin(inbound.stream(request, respond))
                         };
-                    // What cuts the connection ends its streams: they hear of it from h2.
+                    // What cuts the connection ends a request too, which hears of it from h2.
                     local.tasks.spawn(local.tenant.share().of(stream));
                 }
                 Poll::Ready(Ok(()))

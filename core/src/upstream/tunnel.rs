@@ -204,3 +204,61 @@ pub enum SendBodyError {
     #[error("the stream is gone")]
     Gone,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::Body as Answer;
+    use ::http::{Request, Response};
+    use std::time::Duration;
+    use tokio::io::DuplexStream;
+    use tokio::sync::mpsc;
+
+    /// Three requests, and the connection that they came on.
+    async fn asked() -> (
+        ::h2::server::Connection<DuplexStream, Bytes>,
+        Vec<::h2::server::SendResponse<Bytes>>,
+    ) {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(async move {
+            let (mut sender, connection) = ::h2::client::handshake(near).await.unwrap();
+            // Nothing is read of what is answered, so that the window is used up.
+            let answers: Vec<_> = (0..3)
+                .map(|_| sender.send_request(Request::new(()), true).unwrap().0)
+                .collect();
+            let _ = connection.await;
+            drop(answers);
+        });
+        let mut connection = ::h2::server::handshake(far).await.unwrap();
+        let mut streams = Vec::new();
+        while streams.len() < 3 {
+            streams.push(connection.accept().await.unwrap().unwrap().1);
+        }
+        (connection, streams)
+    }
+
+    #[tokio::test]
+    async fn who_answers_hears_that_the_connection_is_cut() {
+        let (mut connection, mut streams) = asked().await;
+        let mut waits = streams.pop().unwrap();
+        let [silent, large] = [streams.pop().unwrap(), streams.pop().unwrap()]
+            .map(|mut respond| respond.send_response(Response::new(()), false).unwrap());
+        let (_silence, pieces) = mpsc::channel(1);
+        let mut works = tokio::task::JoinSet::new();
+        works.spawn(async move {
+            let _ = poll_fn(|cx| waits.poll_reset(cx)).await;
+        });
+        works.spawn(async move {
+            let _ = send_body(Answer::pieces(pieces), silent).await;
+        });
+        works.spawn(async move {
+            let _ = send_body(Answer::full(vec![0; 1 << 20]), large).await;
+        });
+        let carried = tokio::time::timeout(Duration::from_millis(50), connection.accept()).await;
+        assert!(carried.is_err(), "the client goes on");
+        assert!(works.try_join_next().is_none(), "all of them wait");
+        drop(connection);
+        let ended = tokio::time::timeout(Duration::from_secs(5), works.join_all()).await;
+        assert!(ended.is_ok(), "they wait for a client that is gone");
+    }
+}
