@@ -12,13 +12,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::task::{Context, Poll, Wake, Waker, ready};
+use tokio::task::coop::{Unconstrained, unconstrained};
 
 pin_project! {
     /// A future that is polled only after it was woken.
     pub struct Rarely<F> {
         bell: Arc<Bell>,
+        // What is frequent may have used up the task's budget, and this must not wait for that.
         #[pin]
-        rare: F,
+        rare: Unconstrained<F>,
     }
 }
 
@@ -43,7 +45,7 @@ pub fn rarely<F>(rare: F) -> Rarely<F> {
             rung: AtomicBool::new(true),
             task: AtomicWaker::new(),
         }),
-        rare,
+        rare: unconstrained(rare),
     }
 }
 
@@ -140,6 +142,28 @@ mod tests {
         tokio::task::yield_now().await;
         tell.send("to another").unwrap();
         assert_eq!(waits.await.unwrap(), Ok("to another"));
+    }
+
+    #[tokio::test]
+    async fn it_needs_nothing_of_the_tasks_budget() {
+        let (tell, mut told) = tokio::sync::watch::channel(0);
+        let mut rare = pin!(rarely(told.changed()));
+        poll_fn(|cx| {
+            assert!(rare.as_mut().poll(cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        tell.send(1).unwrap();
+        poll_fn(|cx| {
+            // As a connection does whose peer sends without end.
+            while tokio::task::coop::has_budget_remaining() {
+                let mut spent = pin!(tokio::task::coop::consume_budget());
+                let _ = spent.as_mut().poll(cx);
+            }
+            assert!(rare.as_mut().poll(cx).is_ready());
+            Poll::Ready(())
+        })
+        .await;
     }
 
     #[tokio::test]

@@ -253,7 +253,7 @@ fn strip(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    // Most messages have none of these, or two, and to look each of them up would be a dozen of
+    // Most messages have none of these, or two, and to look each of them up would be ten
     // hashes, four times a request.
     let goes = |name: &&HeaderName| match name.as_str().starts_with("duet") {
         true => OURS.contains(name),
