@@ -10,11 +10,14 @@ use duet_core::capture::{Direction, Kernel};
 use duet_sidecar::{PROXY_UID, capture};
 use netns::{Netns, PEER_V4, PEER_V6, POD_V4, POD_V6, can_run, pod_and_peer};
 use nix::unistd::{Uid, setfsuid};
-use std::io::{self, BufRead, ErrorKind, Write};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io::{self, BufRead, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -287,6 +290,76 @@ fn a_connection_from_before_init_does_not_go_on_in_plaintext() {
     pod.init("");
     let later = early.ask();
     assert!(later.is_err(), "it still talks: {later:?}");
+}
+
+/// Whoever may send what he likes, or has lost track of a connection, sends packets that
+/// conntrack knows no connection for, and translates for nobody.
+#[test]
+fn what_conntrack_calls_invalid_gets_neither_out_nor_in() {
+    if !can_run() {
+        return;
+    }
+    let (pod, peer) = pod_and_peer();
+    pod.init("--exclude-outbound-ports 8082 --exclude-inbound-ports 8082");
+    for (pod_ip, peer_ip) in [(POD_V4, PEER_V4), (POD_V6, PEER_V6)] {
+        let [pod_ip, peer_ip]: [IpAddr; 2] = [pod_ip, peer_ip].map(|ip| ip.parse().unwrap());
+        let at_peer = peer.run(|| raw_tcp(peer_ip));
+        send_invalid(&pod, 3003, peer_ip, 8081);
+        // What is exempt gets there, which shows that the other would have been seen.
+        send_invalid(&pod, 3003, peer_ip, 8082);
+        send_invalid(&pod, PROXY_UID, peer_ip, 8083);
+        assert_eq!(invalid_arrivals(&at_peer), [8082, 8083], "{peer_ip}");
+
+        let at_pod = pod.run(|| raw_tcp(pod_ip));
+        send_invalid(&peer, 0, pod_ip, 8081);
+        send_invalid(&peer, 0, pod_ip, 8082);
+        assert_eq!(invalid_arrivals(&at_pod), [8082], "{pod_ip}");
+    }
+}
+
+/// Where the invalid packets came from.
+const INVALID_SOURCE: u16 = 40_000;
+
+/// Sends and sees TCP's packets from their header on, whatever the kernel makes of them.
+fn raw_tcp(ip: IpAddr) -> Socket {
+    let domain = Domain::for_address(SocketAddr::new(ip, 0));
+    Socket::new(domain, Type::RAW, Some(Protocol::TCP)).unwrap()
+}
+
+/// SYN and FIN together (RFC 9293 has no such segment).
+fn send_invalid(from: &Netns, uid: u32, to: IpAddr, port: u16) {
+    let mut segment = [0; 20];
+    segment[..2].copy_from_slice(&INVALID_SOURCE.to_be_bytes());
+    segment[2..4].copy_from_slice(&port.to_be_bytes());
+    segment[12] = 5 << 4;
+    segment[13] = 0b11;
+    from.run(|| {
+        setfsuid(Uid::from_raw(uid));
+        // A filter that drops what is sent may say so.
+        let _ = raw_tcp(to).send_to(&segment, &SocketAddr::new(to, 0).into());
+    });
+}
+
+/// The ports to which such packets came, until none has for a while.
+fn invalid_arrivals(mut at: &Socket) -> Vec<u16> {
+    at.set_read_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
+    let mut ports = Vec::new();
+    let mut packet = [0; 128];
+    while let Ok(length) = at.read(&mut packet) {
+        let packet = &packet[..length];
+        // IPv4 gives its own header too.
+        let begins = match packet[0] >> 4 {
+            4 if length > 20 => usize::from(packet[0] & 0xf) * 4,
+            _ => 0,
+        };
+        let field = |at: usize| u16::from_be_bytes([packet[begins + at], packet[begins + at + 1]]);
+        if field(0) == INVALID_SOURCE {
+            ports.push(field(2));
+        }
+    }
+    ports.sort_unstable();
+    ports
 }
 
 #[test]
