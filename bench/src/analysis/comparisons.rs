@@ -7,8 +7,8 @@ use crate::results::{
     Arm, Better, Claim, Compare, Comparison, Effect, Estimate, Kind, Metric, Point, Source,
 };
 use crate::stats::{
-    Bounds, MIN_BLOCKS, Paired, blocks_for_difference, blocks_for_equivalence, deviation,
-    differences, holm, log_ratios, median, paired, within_margin,
+    Bounds, MIN_BLOCKS, Paired, blocks_for_difference, blocks_for_equivalence, blocks_to_narrow,
+    deviation, differences, holm, log_ratios, median, paired, within_margin,
 };
 
 /// What is compared: a metric as recorded, or one derived from it.
@@ -242,7 +242,7 @@ fn rule(
         return Ruling::silent("every block has a void trial");
     };
     let margin = margin(subject.kind, subject.unit, effect);
-    let needed = blocks_needed(result, margin);
+    let needed = blocks_needed(result, margin, floor);
     let Some(interval) = result.interval else {
         return Ruling {
             blocks_needed: needed,
@@ -301,16 +301,24 @@ fn margin(kind: Kind, unit: &str, effect: Effect) -> Option<f64> {
     }
 }
 
-/// An effect smaller than the margin is settled by showing equivalence, a larger one by showing
-/// the difference.
-fn blocks_needed(result: &Paired, margin: Option<f64>) -> Option<u32> {
+/// Whichever comes first: a difference can be shown however small it is, if the arm against itself
+/// shows less, and one below the margin can be shown to be no more than that.
+fn blocks_needed(result: &Paired, margin: Option<f64>, floor: Option<f64>) -> Option<u32> {
     let noise = deviation(&result.effects)?;
-    match margin {
-        Some(margin) if result.estimate.abs() < margin => {
-            blocks_for_equivalence(noise, result.estimate, margin)
-        }
-        _ => blocks_for_difference(noise, result.estimate),
-    }
+    let size = result.estimate.abs();
+    // The floor is the end of an interval, and narrows as one.
+    let shown = |blocks: Option<u32>, limit: f64| {
+        let quiet = match floor {
+            Some(floor) => blocks_to_narrow(result.effects.len(), floor, limit)?,
+            None => 0,
+        };
+        Some(blocks?.max(quiet))
+    };
+    let different = shown(blocks_for_difference(noise, size), size);
+    let equivalent = margin
+        .filter(|margin| size < *margin)
+        .and_then(|margin| shown(blocks_for_equivalence(noise, size, margin), margin));
+    different.into_iter().chain(equivalent).min()
 }
 
 /// Holm over the family of a scenario's comparisons with the same pair of arms.
@@ -330,5 +338,34 @@ fn adjust(comparisons: &mut [Comparison]) {
         for (index, adjusted) in members.into_iter().zip(holm(&p)) {
             comparisons[index].p_holm = Some(adjusted);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn needed(effects: [f64; 6], floor: Option<f64>) -> Option<u32> {
+        let result = paired(effects.to_vec(), 1).unwrap();
+        blocks_needed(&result, Some(0.1), floor)
+    }
+
+    #[test]
+    fn what_is_shown_first_settles_it() {
+        // Close to the margin of 10 %: not to be told from it for long, but from nothing soon.
+        let near = [0.04, 0.07, 0.08, 0.10, 0.11, 0.13];
+        assert!(
+            needed(near, None).unwrap() <= 12,
+            "{:?}",
+            needed(near, None)
+        );
+        // Close to nothing: the other way round.
+        let nothing = [-0.04, -0.01, 0.0, 0.01, 0.01, 0.04];
+        let equivalent = needed(nothing, None).unwrap();
+        assert!(equivalent <= 12, "{equivalent}");
+        // Not before an arm against itself shows less than half of what it does: four times six.
+        assert_eq!(needed(nothing, Some(0.2)), Some(24));
+        // Nobody plans so many.
+        assert_eq!(needed(nothing, Some(10.0)), None);
     }
 }

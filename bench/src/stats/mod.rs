@@ -46,7 +46,9 @@ pub use line::{Line, fit_line};
 pub use mann_whitney::{hodges_lehmann, mann_whitney};
 pub use median::{deviation, median, ranks};
 pub use paired::{Paired, differences, log_ratios, paired, within_margin};
-pub use power::{blocks_for_difference, blocks_for_equivalence, difference_shown};
+pub use power::{
+    blocks_for_difference, blocks_for_equivalence, blocks_to_narrow, difference_shown,
+};
 pub use proportion::{clopper_pearson, fisher_exact, holm, upper_bound_of_none};
 pub use quantile::{quantile, quantile_is_printable};
 pub use wilcoxon::wilcoxon_signed_rank;

@@ -31,6 +31,12 @@ pub fn blocks_for_equivalence(deviation: f64, size: f64, margin: f64) -> Option<
     blocks(deviation, margin - size.abs(), EQUIVALENCE)
 }
 
+/// Blocks after which an interval that reaches to `reach` after so many would not reach to `limit`.
+pub fn blocks_to_narrow(blocks: usize, reach: f64, limit: f64) -> Option<u32> {
+    let n = blocks as f64 * (reach / limit).powi(2);
+    (n <= MOST).then(|| n.ceil() as u32)
+}
+
 fn blocks(deviation: f64, distance: f64, z: f64) -> Option<u32> {
     if distance <= 0.0 || !deviation.is_finite() {
         return None;

@@ -58,7 +58,13 @@ pub fn faster_of_two(case: &Case) -> Option<Verdict> {
     values.sort_by(f64::total_cmp);
     let range = match values.as_slice() {
         [one] => words::ratio(*one),
-        [low, .., high] => format!("{} to {}", words::ratio(*low), words::ratio(*high)),
+        [low, .., high] => {
+            let (low, high) = (words::ratio(*low), words::ratio(*high));
+            match low == high {
+                true => low,
+                false => format!("{low} to {high}"),
+            }
+        }
         [] => return None,
     };
     let answer = if let [only] = rivals.as_slice() {
